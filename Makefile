@@ -1,0 +1,41 @@
+# Everything runs in .venv; the stamp file says that it holds what the lock says.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+export DSS_MNIST_DIR
+
+.PHONY: env figures test lab bench clean
+
+env: $(STAMP)
+
+# uv installs in seconds; where it cannot be had, pip does the same in minutes.
+$(STAMP): requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	if $(BIN)/python -m pip install --quiet uv; then \
+		$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock; \
+	else \
+		$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock; \
+	fi
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+figures: env
+	$(BIN)/dss data
+	$(BIN)/dss reproduce --size quick
+
+# Notebooks that run under nbval write to build/, not over the committed figures.
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/dss data
+	DSS_OUT=$(CURDIR)/build/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 tests notebooks
+
+lab: env
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+bench: env
+	$(BIN)/python tests/benchmarks/chunks.py
+
+clean:
+	rm -rf .venv build runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,37 @@
+"""Dynamic String Sampling: paths of low loss between trained networks."""
+
+from dss.curve import interpolated_loss, t_star
+from dss.data import ensure_mnist
+from dss.results import Results
+from dss.sampling import find_string, find_strings
+from dss.strings import String, load_string, save_string
+from dss.tasks import Task, digits, landscape, mnist, polynomial, quad
+from dss.theta import flatten, interpolate, unflatten
+from dss.train import Endpoints, Trained, train_endpoints, train_to
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Endpoints",
+    "Results",
+    "String",
+    "Task",
+    "Trained",
+    "digits",
+    "ensure_mnist",
+    "find_string",
+    "find_strings",
+    "flatten",
+    "interpolate",
+    "interpolated_loss",
+    "landscape",
+    "load_string",
+    "mnist",
+    "polynomial",
+    "quad",
+    "save_string",
+    "t_star",
+    "train_endpoints",
+    "train_to",
+    "unflatten",
+]

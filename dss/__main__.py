@@ -1,0 +1,128 @@
+"""The `dss` command; `python -m dss` is the same."""
+
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        import papermill  # noqa: F401
+        import typer  # noqa: F401
+        import yaml  # noqa: F401
+    except ImportError as error:
+        sys.exit(
+            f"dss: {error.name} is missing; install the notebooks extra: pip install .[notebooks]"
+        )
+    _app()(prog_name="dss")
+
+
+class Size(StrEnum):
+    """How much a notebook computes."""
+
+    quick = "quick"
+    paper = "paper"
+
+
+class Device(StrEnum):
+    """Where a notebook computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+def _app():
+    import typer
+
+    app = typer.Typer(
+        help="Companion to Freeman & Bruna (2016): Dynamic String Sampling.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+
+    @app.command()
+    def data() -> None:
+        """Fetch MNIST into data/ and check it byte for byte."""
+        from dss.data import ensure_mnist
+
+        try:
+            typer.echo(f"MNIST is complete in {ensure_mnist()}")
+        except (RuntimeError, OSError) as error:
+            _fail(error)
+
+    @app.command()
+    def reproduce(
+        names: Annotated[
+            list[str] | None, typer.Argument(help="Notebooks; all by default.")
+        ] = None,
+        size: Annotated[Size, typer.Option(help="quick: minutes on a laptop.")] = Size.quick,
+        parameter: Annotated[
+            list[str] | None,
+            typer.Option("-p", metavar="NAME=VALUE", help="Override a notebook parameter."),
+        ] = None,
+        device: Annotated[Device, typer.Option(help="auto takes CUDA if there is.")] = Device.auto,
+        out: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
+        cell_timeout: Annotated[int | None, typer.Option(help="Seconds for one cell.")] = None,
+        save_outputs: Annotated[
+            bool, typer.Option("--save-outputs", help="Write outputs back into notebooks/.")
+        ] = False,
+    ) -> None:
+        """Execute notebooks and regenerate their tables and figures."""
+        from dss.reproduce import reproduce as run
+
+        try:
+            outcomes = run(
+                list(names or []),
+                size.value,
+                _parse(parameter or []),
+                device.value,
+                out,
+                cell_timeout,
+                save_outputs,
+            )
+        except (ValueError, RuntimeError, OSError) as error:
+            _fail(error)
+        except KeyboardInterrupt:
+            typer.echo(
+                "dss: stopped; finished notebooks are in place, the others as they were", err=True
+            )
+            raise typer.Exit(130) from None
+        typer.echo(f"\n{'notebook':<16}{'seconds':>8}  figures written")
+        for outcome in outcomes:
+            what = outcome.error and f"FAILED in {outcome.error}"
+            typer.echo(f"{outcome.name:<16}{outcome.seconds:>8.1f}  {what or len(outcome.figures)}")
+        failed = [outcome.name for outcome in outcomes if outcome.error]
+        if failed:
+            _fail(f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}; "
+                  "their earlier figures are untouched")  # fmt: skip
+
+    def _fail(error) -> None:
+        typer.echo(f"dss: {error}", err=True)
+        raise typer.Exit(1)
+
+    def _parse(pairs: list[str]) -> dict:
+        import yaml
+
+        values = {}
+        for pair in pairs:
+            name, equals, text = pair.partition("=")
+            if not (name and equals):
+                raise ValueError(f"-p {pair}: NAME=VALUE is needed")
+            try:
+                value = yaml.safe_load(text)
+                # YAML 1.1 reads 1e-3 as a string
+                values[name] = float(value) if isinstance(value, str) else value
+            except yaml.YAMLError as error:
+                raise ValueError(f"-p {pair}: {text!r} is not a plain value ({error})") from error
+            except ValueError:
+                values[name] = value
+        return values
+
+    return app
+
+
+if __name__ == "__main__":
+    main()

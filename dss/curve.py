@@ -1,0 +1,161 @@
+"""The loss along straight segments: gamma, its maximum t*, many segments at once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dss.tasks import Task
+from dss.theta import check_theta, interpolate
+
+T_RULES = ("max", "grid", "midpoint")
+
+
+@dataclass(frozen=True, eq=False)
+class Maxima:
+    """Where gamma is largest on each of S segments.
+
+    Attributes:
+        t_star: `(S,)` float64.
+        gamma_max: `(S,)` float64, the largest value that was evaluated, refined or on the grid.
+        grid_max: `(S,)` float64, the largest value on the grid alone.
+    """
+
+    t_star: Tensor
+    gamma_max: Tensor
+    grid_max: Tensor
+
+
+def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33) -> Tensor:
+    """The interpolated loss curve gamma on `linspace(0, 1, n_t)`.
+
+    Args:
+        task: gives the metric, measured on the whole evaluation set.
+        theta_1, theta_2: `(P,)`, or `(S, P)` for S segments.
+        n_t: grid points, both ends included; at least 3.
+
+    Returns:
+        gamma `(n_t,)` or `(S, n_t)`, in the dtype of `theta_1` and the unit of `task.metric`.
+
+    Raises:
+        TypeError, ValueError: bad or unlike thetas (NaN and inf included), or n_t < 3.
+
+    Paper: Eq. (2), Sec. II.A.
+    """
+    _check_pair(task, theta_1, theta_2)
+    return _gamma(task, theta_1, theta_2, _grid(n_t))
+
+
+def t_star(
+    task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33, rule: str = "max"
+) -> Tensor:
+    """Position of the global maximum of gamma.
+
+    Args:
+        task, theta_1, theta_2, n_t: as in `interpolated_loss`.
+        rule: `"max"`: the best of the grid, refined by a local search; `"grid"`: the best of the
+            grid (of equal ones the nearest to the middle); `"midpoint"`: .5, the alternative.
+
+    Returns:
+        t* `()` or `(S,)`, float64.
+
+    Raises:
+        TypeError, ValueError: as in `interpolated_loss`; ValueError for an unknown rule.
+
+    Paper: Sec. II.A; step 2 of Sec. II.B.
+    Differs: the paper's t* is any local maximum of its definition and the global one of its
+        algorithm; ends of the segment count here too.
+    """
+    _check_pair(task, theta_1, theta_2)
+    found = segment_maxima(task, torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), n_t, rule)
+    return found.t_star[0] if theta_1.dim() == 1 else found.t_star
+
+
+def segment_maxima(
+    task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33, rule: str = "max"
+) -> Maxima:
+    """Largest gamma of each of S segments, in one batch.
+
+    Args:
+        task, n_t, rule: as in `t_star`.  Maxima are refined by three steps of parabolic
+            interpolation in the bracket around the best grid point, unless rule is `"grid"`.
+        theta_1, theta_2: `(S, P)`.
+
+    Raises:
+        ValueError: n_t < 3, or an unknown rule.
+    """
+    if rule not in T_RULES:
+        raise ValueError(f"unknown t_star {rule!r}; known: {', '.join(map(repr, T_RULES))}")
+    t = _grid(n_t)
+    gamma = _gamma(task, theta_1, theta_2, t).double()
+    t = t.to(gamma.device)
+    grid_max = gamma.amax(dim=1)
+    # Of equal maxima the one nearest to the middle, so that a reversed segment gives 1 - t*.
+    off_centre = torch.where(gamma == grid_max[:, None], (t - 0.5).abs(), torch.inf)
+    k = off_centre.argmin(dim=1)
+    if rule == "grid":
+        return Maxima(t[k], grid_max, grid_max)
+    refined, gamma_max = _refine(task, theta_1, theta_2, t, gamma, k)
+    return Maxima(torch.full_like(refined, 0.5) if rule == "midpoint" else refined,
+                  gamma_max, grid_max)  # fmt: skip
+
+
+def _grid(n_t: int) -> Tensor:
+    if n_t < 3:
+        raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
+    return torch.linspace(0, 1, n_t, dtype=torch.float64)
+
+
+def _gamma(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
+    """Metric at each `t (n_t,)` of each segment: `(S, n_t)` or `(n_t,)`."""
+    theta_1, theta_2 = theta_1.to(task.device), theta_2.to(task.device)
+    many = theta_1.dim() == 2
+    n_segments = len(theta_1) if many else 1
+    # Points of a few segments at a time: (S, n_t, P) of large networks does not fit memory.
+    rows = max(1, 2**26 // (len(t) * task.n_params))
+    parts = []
+    for start in range(0, n_segments, rows):
+        ends = [v[start : start + rows, None] if many else v for v in (theta_1, theta_2)]
+        points = interpolate(*ends, t)
+        parts.append(task.losses(points.reshape(-1, task.n_params)).reshape(points.shape[:-1]))
+    return torch.cat(parts) if parts else theta_1.new_empty(0, len(t))
+
+
+def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
+    """Parabolic interpolation around grid point `k (S,)`; the bracket always shrinks.
+
+    A fit that is no maximum inside the bracket (at an end of the segment, on a plateau, at a kink)
+    is replaced by the middle of the larger half.
+    """
+    rows = torch.arange(len(k), device=k.device)
+    low, high = (k - 1).clamp(min=0), (k + 1).clamp(max=len(t) - 1)
+    a, m, b = t[low], t[k], t[high]
+    fa, fm, fb = (gamma[rows, i] for i in (low, k, high))
+    for _ in range(rounds):
+        p, q = (m - a) * (fm - fb), (m - b) * (fm - fa)
+        u = m - 0.5 * ((m - a) * p - (m - b) * q) / (p - q)
+        half = torch.where(b - m >= m - a, (m + b) / 2, (a + m) / 2)
+        bad = ~torch.isfinite(u) | (u <= a) | (u >= b) | ((u - m).abs() < 1e-3 * (b - a))
+        u = torch.where(bad, half, u)
+        fu = task.losses(interpolate(theta_1, theta_2, u)).double()
+        left, better = u < m, fu > fm
+        # The better of m and u becomes the middle, the other one a border on its side.
+        a, fa = _pick(better & ~left, (m, fm), _pick(~better & left, (u, fu), (a, fa)))
+        b, fb = _pick(better & left, (m, fm), _pick(~better & ~left, (u, fu), (b, fb)))
+        m, fm = _pick(better, (u, fu), (m, fm))
+    return m, fm
+
+
+def _pick(condition: Tensor, yes: tuple[Tensor, Tensor], no: tuple[Tensor, Tensor]):
+    return tuple(torch.where(condition, y, n) for y, n in zip(yes, no, strict=True))
+
+
+def _check_pair(task: Task, theta_1: Tensor, theta_2: Tensor) -> None:
+    lead = (None,) * (max(1, getattr(theta_1, "dim", lambda: 1)()) - 1)
+    check_theta(theta_1, "theta_1", (*lead[:1], task.n_params), finite=True)
+    check_theta(theta_2, "theta_2", (*lead[:1], task.n_params), finite=True)
+    if theta_1.shape != theta_2.shape:
+        raise ValueError(
+            f"theta_1 has shape {tuple(theta_1.shape)} and theta_2 {tuple(theta_2.shape)}; "
+            "both must be the same"
+        )

@@ -1,0 +1,255 @@
+"""What tasks are made of: losses, architectures, initial values, stacks of networks."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dss.theta import shapes_of, unflatten
+
+
+def error_rate(output: Tensor, y: Tensor) -> Tensor:
+    """Fraction of samples whose largest output is not the label; output `(B, C)`, y `(B,)`."""
+    return (output.argmax(dim=1) != y).to(output.dtype).mean()
+
+
+def cross_entropy_of_softmax(output: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy with the softmax applied twice, as the authors' MNIST script trains."""
+    return F.cross_entropy(output.softmax(dim=1), y)
+
+
+# Each maps outputs (B, ...) and targets to their mean over the batch.
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    # Residuals on [0, 1] never pass torch's default delta of 1, where huber is mse / 2.
+    "huber": partial(F.huber_loss, delta=0.1),
+    "cross_entropy": F.cross_entropy,
+    "error": error_rate,
+    "cross_entropy_of_softmax": cross_entropy_of_softmax,
+}
+
+ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
+
+
+def mlp(widths: list[int], activation: str = "relu", bias: bool = True) -> nn.Sequential:
+    """Fully connected layers with an activation between them, `widths[0]` inputs."""
+    act = lookup(ACTIVATIONS, activation, "activation")
+    layers = [nn.Linear(a, b, bias) for a, b in zip(widths, widths[1:], strict=False)]
+    return nn.Sequential(*[m for layer in layers[:-1] for m in (layer, act())], layers[-1])
+
+
+def small_cnn(side: int) -> nn.Module:
+    def halve(n: int) -> int:
+        return (n - 5 + 2 * 2) // 2 + 1
+
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(8 * halve(halve(side)) ** 2, 10),
+    )
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is an argument of the network, so that the generator is the run's own."""
+
+
+class DropoutSequential(nn.Sequential):
+    """Layers in sequence; `keep` `(B, width)` is applied at `Dropout`, which is off without."""
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        for layer in self:
+            if not isinstance(layer, Dropout):
+                x = layer(x)
+            elif keep is not None:
+                x = 2 * keep * x
+        return x
+
+
+def authors_cnn(side: int) -> nn.Module:
+    return DropoutSequential(
+        nn.Conv2d(1, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (side // 4) ** 2, 1024),
+        nn.ReLU(),
+        Dropout(),
+        nn.Linear(1024, 10),
+    )
+
+
+def authors_dropout(n: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor]:
+    return (torch.rand(n, 1024, generator=generator).lt(0.5).to(device),)
+
+
+def uniform(n: int, size: int, generator: torch.Generator) -> Tensor:
+    """`(n, size)` float64 in (0, 1); row i does not depend on n."""
+    u = torch.rand(n, size, dtype=torch.float64, generator=generator)
+    return u.clamp(2.0**-54, 1 - 2.0**-53)
+
+
+def _truncated_normal(u: Tensor) -> Tensor:
+    """Normal with sd .1, redrawn beyond two sd, by its inverse distribution function."""
+    low = 0.5 * math.erfc(math.sqrt(2))
+    return 0.1 * torch.special.ndtri(low + u * (1 - 2 * low))
+
+
+# Inverse distribution functions of (u, fan_in) for weights and for biases.
+INITIAL_VALUES = {
+    "torch": (lambda u, n: (2 * u - 1) / math.sqrt(n), lambda u, n: (2 * u - 1) / math.sqrt(n)),
+    "uniform": (lambda u, n: 2 * u - 1, lambda u, n: torch.special.ndtri(u)),
+    "truncated": (lambda u, n: _truncated_normal(u), lambda u, n: torch.full_like(u, 0.1)),
+}
+
+
+def draw(module: nn.Module, kind: str, n: int, generator: torch.Generator) -> Tensor:
+    """Initial values of `n` copies of a network of linear and convolutional layers."""
+    parts, fan_in = [], 1
+    u = uniform(n, sum(p.numel() for p in module.parameters()), generator)
+    sizes = [p.numel() for p in module.parameters()]
+    for p, part in zip(module.parameters(), u.split(sizes, dim=1), strict=True):
+        fan_in = p[0].numel() if p.dim() > 1 else fan_in
+        parts.append(INITIAL_VALUES[kind][p.dim() == 1](part, fan_in))
+    return torch.cat(parts, dim=1)
+
+
+def reset_parameters_of(module: nn.Module, n: int, generator: torch.Generator) -> Tensor:
+    """`n` draws from the layers' own initial distributions, each from a seed of its own."""
+    module, rows = copy.deepcopy(module).cpu(), []
+    for seed in torch.randint(2**62, (n,), generator=generator).tolist():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for layer in module.modules():
+                if hasattr(layer, "reset_parameters"):
+                    layer.reset_parameters()
+                elif any(True for _ in layer.parameters(recurse=False)):
+                    raise ValueError(
+                        f"{type(layer).__name__} has parameters and no reset_parameters(); pass "
+                        "init=, a function of (n, generator) that returns (n, P)"
+                    )
+        rows.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
+    return torch.stack(rows)
+
+
+def lookup(table: Mapping, key, what: str):
+    """`table[key]`, or a ValueError that lists the known keys."""
+    if key not in table:
+        known = ", ".join(repr(k) for k in table)
+        raise ValueError(f"unknown {what} {key!r}; known: {known}")
+    return table[key]
+
+
+def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor) -> Tensor:
+    """Outputs of N networks of one architecture on the same inputs.
+
+    Args:
+        module: the architecture; its own parameters are not used.
+        thetas: `(N, P)`.
+        x: `(B, ...)`.
+        noise: further arguments of the module.
+
+    Returns:
+        `(N, B, ...)`, differentiable.
+    """
+    shapes = shapes_of(module)
+    if len(thetas) > 1 and _is_mlp(module):
+        return _stacked_mlp(module, unflatten(thetas, shapes), x)
+
+    def output(theta: Tensor) -> Tensor:
+        return functional_call(module, unflatten(theta, shapes), (x, *noise))
+
+    return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
+
+
+def _is_mlp(module: nn.Module) -> bool:
+    layers = list(module) if isinstance(module, nn.Sequential) else [None]
+    first = layers[1:] if isinstance(layers[0], nn.Flatten) else layers
+    known = (nn.Linear, *ACTIVATIONS.values())
+    return all(isinstance(layer, known) for layer in first) and isinstance(first[0], nn.Linear)
+
+
+def _stacked_mlp(module: nn.Sequential, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """vmap's result 2 to 4 times faster: samples last, so that the long axis is contiguous."""
+    h = x.flatten(1).T  # (features, B), shared until the first layer
+    for name, layer in module.named_children():
+        if isinstance(layer, nn.Linear):
+            h = parameters[f"{name}.weight"] @ h  # (N, out, B)
+            if layer.bias is not None:
+                h = h + parameters[f"{name}.bias"][..., None]
+        elif not isinstance(layer, nn.Flatten):
+            h = layer(h)
+    return h.transpose(1, 2)
+
+
+def has_convolution(module: nn.Module) -> bool:
+    """Whether any layer convolves."""
+    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
+
+
+def check_module(module: nn.Module) -> None:
+    """Refuse layers whose output is not a function of the interpolated parameters alone."""
+    for name, layer in module.named_modules():
+        where = f"layer {name!r} ({type(layer).__name__})"
+        if getattr(layer, "running_mean", None) is not None:
+            raise ValueError(
+                f"{where} keeps running statistics, which do not belong to an interpolated model; "
+                "use GroupNorm or LayerNorm, or set track_running_stats=False"
+            )
+        p = getattr(layer, "p", None) if isinstance(layer, nn.modules.dropout._DropoutNd) else 0.0
+        if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
+            p = layer.dropout
+        if p and layer.training:
+            raise ValueError(
+                f"{where} has active dropout with p={p}, which makes gamma noisy; call "
+                "module.eval() first, or set p=0"
+            )
+
+
+def check_sample(module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str) -> int:
+    """Run two samples once, for errors while the cause is in sight.
+
+    Returns:
+        Values that one sample's activations hold in one network, input included.
+    """
+    counts = []
+    hooks = [
+        m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
+        for m in module.modules()
+        if not list(m.children())
+    ]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            value = loss(module(x[:2]), y[:2])
+    except Exception as error:
+        for name, v in (("x", x), ("y", y)):
+            if not v.is_floating_point() and "type" in str(error):
+                raise TypeError(
+                    f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
+                    f"floating point: pass {name}.float() ({error})"
+                ) from error
+        raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not _is(value) or value.dim() != 0:
+        shape = tuple(value.shape) if _is(value) else type(value).__name__
+        raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
+    return sum(counts) // 2 + x[0].numel()
+
+
+def _is(value) -> bool:
+    return isinstance(value, Tensor)

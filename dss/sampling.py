@@ -1,0 +1,271 @@
+"""Dynamic String Sampling, over many pairs at once."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from dss.curve import T_RULES, segment_maxima
+from dss.strings import (
+    CONNECTED,
+    DEPTH_EXHAUSTED,
+    ENDPOINT_ABOVE_L0,
+    TRAINING_STALLED,
+    String,
+)
+from dss.tasks import Task
+from dss.theta import check_theta, interpolate
+from dss.train import train_to
+
+log = logging.getLogger(__name__)
+
+
+def find_strings(
+    task: Task,
+    theta_1: Tensor,
+    theta_2: Tensor,
+    L0: float | Tensor,
+    alpha: float | Tensor = 0.9,
+    max_depth: int = 10,
+    n_t: int = 33,
+    t_star: str = "max",
+    slack: float = 1.0,
+    insert_first: bool = False,
+    optimizer: str = "rmsprop",
+    lr: float = 1e-3,
+    batch_size: int | None = None,
+    max_steps: int = 20_000,
+    patience: int = 1_000,
+    check_every: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[String]:
+    """Search a path of low loss between the networks of each of M pairs.
+
+    Level by level: find t* of every open segment of every pair, insert a bead there, train it to
+    `alpha * L0`, test the two new segments, and go on with those whose gamma exceeds
+    `slack * L0`.  This is the paper's recursion in breadth-first order.  A pair stops when all its
+    segments are low, when `max_depth` is reached, or when one of its beads cannot be trained.
+
+    Args:
+        task: gives the training loss and the metric, measured on the whole evaluation set.
+        theta_1, theta_2: `(M, P)`, pair by pair.
+        L0: threshold in the unit of `task.metric`, one value or `(M,)`.
+        alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.
+        max_depth: d, the deepest level; 0 tests the straight line alone.
+        n_t: grid points of gamma on each segment, both ends included.
+        t_star: where a bead is inserted: `"max"`, `"grid"` or `"midpoint"` (`dss.t_star`).
+        slack: factor on L0 in the pair test, >= 1.
+        insert_first: insert and train a bead at t=.5 before anything is tested.
+        optimizer, lr, batch_size, max_steps, patience, check_every: as in `train_to`.
+        generator: CPU generator, one for the run; a new one with seed 0 by default.  All pairs
+            share what is drawn from it, so a pair's string does not depend on its company.
+
+    Returns:
+        M strings, in order, on the task's device.  A pair with an endpoint above L0 is not
+        searched; its string says so in `status`, and names it with its loss in `detail`.
+
+    Raises:
+        TypeError: thetas or L0 that are not floating point.
+        ValueError: shapes that differ, NaN or inf in theta, or an argument out of range.
+
+    Paper: steps 2 to 5, Sec. II.B.
+    Differs: a pair is tested before its first bead (`insert_first=False`).  Tests allow for
+        rounding, 8 machine epsilons of the thetas' dtype.  With full batches a bead that starts
+        at a stationary point, which gradient descent cannot leave, is moved by 1 % of its segment
+        in a random direction.
+    """
+    theta_1, theta_2 = _check_pairs(task, theta_1, theta_2)
+    n_pairs, device = len(theta_1), task.device
+    L0, alpha = _per_pair(L0, n_pairs, "L0"), _per_pair(alpha, n_pairs, "alpha")
+    _check_arguments(L0, alpha, max_depth, n_t, t_star, slack)
+    generator = generator or torch.Generator().manual_seed(0)
+    seeds = torch.randint(2**62, (max_depth + 1,), generator=generator).tolist()
+    limit = L0.to(device) * (1 + 8 * torch.finfo(theta_1.dtype).eps)
+    training = {
+        "optimizer": optimizer,
+        "lr": lr,
+        "batch_size": batch_size,
+        "max_steps": max_steps,
+        "patience": patience,
+        "check_every": check_every,
+    }
+
+    # Networks of all strings in the order in which they came; `position` orders those of a pair.
+    thetas = torch.cat([theta_1, theta_2])
+    pair = torch.arange(n_pairs, device=device).repeat(2)
+    position = torch.zeros(2 * n_pairs, dtype=torch.float64, device=device)
+    position[n_pairs:] = 1
+    ends = task.losses(thetas).double()
+    searched = (ends <= limit[pair]).reshape(2, n_pairs).all(dim=0)
+
+    # Segments still to be tested, as indices into `thetas`.
+    left = searched.nonzero()[:, 0]
+    right = left + n_pairs
+    active = searched.clone()
+    settled = torch.full((n_pairs,), -torch.inf, dtype=torch.float64, device=device)
+    beads_trained = torch.zeros(n_pairs, dtype=torch.int64, device=device)
+    steps_spent = torch.zeros_like(beads_trained)
+    trace: list[list[dict]] = [[] for _ in range(n_pairs)]
+    status = [DEPTH_EXHAUSTED if ok else ENDPOINT_ABOVE_L0 for ok in searched.tolist()]
+    detail = _name_endpoints(ends.reshape(2, n_pairs), searched, L0)
+
+    for depth in range(max_depth + 1):
+        found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star)
+        failed = ~(found.gamma_max <= slack * limit[pair[left]])
+        if depth == 0 and insert_first:
+            failed, found.t_star[:] = torch.ones_like(failed), 0.5
+        tested = torch.zeros_like(active).index_fill_(0, pair[left], True)
+        Gamma_tilde = settled.scatter_reduce(0, pair[left], found.grid_max, "amax")
+        n_open = torch.bincount(pair[left][failed], minlength=n_pairs)
+        _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spent)
+        for m in (active & (n_open == 0)).nonzero()[:, 0].tolist():
+            status[m] = CONNECTED
+        active &= n_open > 0
+        log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
+
+        split = failed & active[pair[left]]
+        settled.scatter_reduce_(0, pair[left][~split], found.grid_max[~split], "amax")
+        left, right, t = left[split], right[split], found.t_star[split]
+        if depth == max_depth or len(left) == 0:
+            settled.scatter_reduce_(0, pair[left], found.grid_max[split], "amax")
+            break
+
+        of = pair[left]
+        level = torch.Generator().manual_seed(seeds[depth])
+        beads = interpolate(thetas[left], thetas[right], t)
+        beads = _leave_stationary(task, beads, thetas[left], thetas[right], training, level)
+        trained = train_to(task, beads, (alpha * L0).to(device)[of], generator=level, **training)
+        beads_trained = torch.bincount(of, minlength=n_pairs)
+        steps_spent = torch.zeros_like(beads_trained).index_add_(0, of, trained.steps)
+        for i in (~trained.reached).nonzero()[:, 0].tolist():
+            m = int(of[i])
+            active[m], status[m] = False, TRAINING_STALLED
+            detail[m] = (
+                f"a bead at depth {depth + 1}: {trained.status[i]} at loss "
+                f"{float(trained.losses[i]):.6g}, target {float(alpha[m] * L0[m]):.6g}"
+            )
+        # A segment whose bead failed stays as it is; the others are replaced by their halves.
+        good = trained.reached
+        settled.scatter_reduce_(0, of[~good], found.grid_max[split][~good], "amax")
+        left, right, of, t = left[good], right[good], of[good], t[good]
+        new = torch.arange(len(thetas), len(thetas) + len(left), device=device)
+        thetas = torch.cat([thetas, trained.thetas[good]])
+        pair = torch.cat([pair, of])
+        # Halves, not t: positions only order the beads, and 52 halvings are exact.
+        position = torch.cat([position, (position[left] + position[right]) / 2])
+        left, right = torch.cat([left, new]), torch.cat([new, right])
+
+    settled[settled == -torch.inf] = torch.nan
+    order = torch.argsort(position, stable=True)
+    order = order[torch.argsort(pair[order], stable=True)]
+    groups = order.split(torch.bincount(pair, minlength=n_pairs).tolist())
+    return [
+        String(
+            thetas=thetas[groups[m]],
+            status=status[m],
+            L0=float(L0[m]),
+            alpha=float(alpha[m]),
+            slack=slack,
+            n_t=n_t,
+            Gamma_tilde=float(settled[m]),
+            trace=trace[m],
+            detail=detail[m],
+            length_mask=task.length_mask,
+        )
+        for m in range(n_pairs)
+    ]
+
+
+def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **arguments) -> String:
+    """Search a path of low loss between two networks: `find_strings` for one pair.
+
+    Args:
+        task, L0, arguments: as in `find_strings`.
+        theta_1, theta_2: `(P,)`.
+
+    Returns:
+        The string; look at its `status` before anything else.
+
+    Raises:
+        TypeError, ValueError: as in `find_strings`; ValueError too for an endpoint above L0.
+
+    Paper: Sec. II.B.
+    """
+    check_theta(theta_1, "theta_1", (task.n_params,))
+    check_theta(theta_2, "theta_2", (task.n_params,))
+    (string,) = find_strings(task, theta_1[None], theta_2[None], L0, **arguments)
+    if string.status == ENDPOINT_ABOVE_L0:
+        raise ValueError(f"{string.detail}; train it further, or raise L0")
+    return string
+
+
+def _check_pairs(task: Task, theta_1: Tensor, theta_2: Tensor) -> tuple[Tensor, Tensor]:
+    for name, theta in (("theta_1", theta_1), ("theta_2", theta_2)):
+        check_theta(theta, name, (None, task.n_params), finite=True)
+    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
+        raise ValueError(
+            f"theta_1 is {theta_1.dtype} of shape {tuple(theta_1.shape)} and theta_2 "
+            f"{theta_2.dtype} of shape {tuple(theta_2.shape)}; both must be the same"
+        )
+    if len(theta_1) == 0:
+        raise ValueError("there is no pair: theta_1 has 0 rows; at least 1 is needed")
+    return theta_1.detach().to(task.device), theta_2.detach().to(task.device)
+
+
+def _per_pair(value: float | Tensor, n_pairs: int, name: str) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float64).cpu()
+    if value.shape not in ((), (n_pairs,)):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; one value or ({n_pairs},)")
+    return value.expand(n_pairs)
+
+
+def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack) -> None:
+    if not bool(((L0 > 0) & torch.isfinite(L0)).all()):
+        raise ValueError(f"L0 is {L0[~(L0 > 0)].tolist() or L0.tolist()}; finite and > 0 is needed")
+    if not bool(((alpha > 0) & (alpha <= 1)).all()):
+        bad = alpha[~((alpha > 0) & (alpha <= 1))][0]
+        raise ValueError(f"alpha is {float(bad)}; 0 < alpha <= 1 is needed")
+    if max_depth < 0:
+        raise ValueError(f"max_depth is {max_depth}; it must be >= 0")
+    if max_depth > 40:
+        raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
+    if n_t < 3:
+        raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
+    if t_star not in T_RULES:
+        raise ValueError(f"unknown t_star {t_star!r}; known: {', '.join(map(repr, T_RULES))}")
+    if not slack >= 1:
+        raise ValueError(f"slack is {slack}; it must be >= 1")
+
+
+def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
+    """For each pair, which endpoints are above L0 and by how much; empty where none is."""
+    detail = [""] * len(searched)
+    for m in (~searched).nonzero()[:, 0].tolist():
+        detail[m] = "; ".join(
+            f"theta_{i + 1} of pair {m} has loss {float(loss):.6g}, above L0 = {float(L0[m]):.6g}"
+            for i, loss in enumerate(ends[:, m])
+            if not loss <= L0[m]
+        )
+    return detail
+
+
+def _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spent) -> None:
+    """Append this depth to the trace of every pair that was tested at it."""
+    columns = [v.tolist() for v in (Gamma_tilde, n_open, beads_trained, steps_spent)]
+    names = ("Gamma_tilde", "open_segments", "beads_trained", "gradient_steps")
+    for m in tested.nonzero()[:, 0].tolist():
+        values = {name: column[m] for name, column in zip(names, columns, strict=True)}
+        trace[m].append({"depth": depth} | values)
+
+
+def _leave_stationary(task: Task, beads, left, right, training, generator) -> Tensor:
+    """Move beads whose gradient is zero to first order; minibatch noise does it by itself."""
+    n = len(task.splits["train"][0]) if task.splits else 1
+    if min(training["batch_size"] or task.batch_size or n, n) < n:
+        return beads
+    losses, gradients = task.gradients(beads, generator=generator)
+    distance = (right - left).norm(dim=1)
+    stuck = gradients.norm(dim=1) * distance <= 1e-4 * losses
+    direction = torch.randn(beads.shape[1], dtype=torch.float64, generator=generator)
+    direction = (direction / direction.norm()).to(beads)
+    return torch.where(stuck[:, None], beads + 0.01 * distance[:, None] * direction, beads)

@@ -1,0 +1,162 @@
+"""A string: an ordered chain of networks, and what is known of the loss along it."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+from torch import Tensor
+
+from dss.data import write
+from dss.theta import check_theta, normalized_length
+
+FORMAT = "dss-string-1"
+
+CONNECTED = "connected"
+DEPTH_EXHAUSTED = "depth exhausted"
+TRAINING_STALLED = "training stalled"
+ENDPOINT_ABOVE_L0 = "endpoint above L0"
+STATUSES = (CONNECTED, DEPTH_EXHAUSTED, TRAINING_STALLED, ENDPOINT_ABOVE_L0)
+
+
+@dataclass(frozen=True, eq=False)
+class String:
+    """The interpolated string S(theta_1, theta_2, alpha, d) of one pair.
+
+    Attributes:
+        thetas: `(K, P)`, ordered from `theta_1` to `theta_2`, both included bit for bit.
+        status: `connected`, `depth exhausted`, `training stalled` or `endpoint above L0`.  Only the
+            first says something about the landscape: the algorithm cannot prove that no path
+            exists.
+        L0: threshold, in the unit of the task's metric.
+        alpha: beads were trained to `alpha * L0`.
+        slack: the pair test was gamma <= `slack * L0`.
+        n_t: grid points a segment, both ends included.
+        Gamma_tilde: largest gamma on those grids, over all neighbours (Eq. 4); NaN when the
+            search never began.  Neighbours that passed the test also passed it at their refined
+            maximum, which may lie a little above the grid's.
+        trace: per depth `depth`, `Gamma_tilde`, `open_segments` (that failed the pair test),
+            `beads_trained` and `gradient_steps` (spent to get to this depth).
+        detail: what else there is to say of the status; may be empty.
+        length_mask: `(P,)` bool, the parameters that count in the length; None: all.
+
+    Paper: Sec. II.B, Eq. (4).
+    """
+
+    thetas: Tensor
+    status: str
+    L0: float
+    alpha: float
+    slack: float
+    n_t: int
+    Gamma_tilde: float
+    trace: list[dict] = field(default_factory=list, repr=False)
+    detail: str = ""
+    length_mask: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def connected(self) -> bool:
+        """Whether every segment passed the pair test."""
+        return self.status == CONNECTED
+
+    @property
+    def n_beads(self) -> int:
+        """Intermediate networks: K - 2.  (The authors' scripts report K.)"""
+        return len(self.thetas) - 2
+
+    @property
+    def normalized_length(self) -> float:
+        """Length of the string over the distance of its ends; 1 for a straight line."""
+        return normalized_length(self.thetas, self.length_mask)
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps spent on beads, failed ones included."""
+        return sum(row["gradient_steps"] for row in self.trace)
+
+    @property
+    def depth(self) -> int:
+        """Deepest level that was tested; -1 when the search never began."""
+        return self.trace[-1]["depth"] if self.trace else -1
+
+    def summary(self) -> dict:
+        """One row for a table over pairs: what the string is, without its trace."""
+        return {
+            "L0": self.L0,
+            "alpha": self.alpha,
+            "slack": self.slack,
+            "n_t": self.n_t,
+            "status": self.status,
+            "connected": self.connected,
+            "n_beads": self.n_beads,
+            "normalized_length": self.normalized_length,
+            "Gamma_tilde": self.Gamma_tilde,
+            "depth_reached": self.depth,
+            "gradient_steps": self.gradient_steps,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """The trace as a table: a row per depth, with L0, alpha and status in every row."""
+        columns = ["depth", "Gamma_tilde", "open_segments", "beads_trained", "gradient_steps"]
+        frame = pd.DataFrame(self.trace, columns=columns)
+        return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status)
+
+
+def save_string(string: String, path: str | Path) -> Path:
+    """Write a string to one safetensors file with JSON metadata.
+
+    The file appears under its name only when it is complete.
+
+    Args:
+        string: to be saved; tensors are stored as they are, bit for bit.
+        path: of the file; its folder must exist.
+
+    Returns:
+        The path.
+
+    Raises:
+        OSError: the folder cannot be written; an older file stays as it was.
+    """
+    from safetensors.torch import save
+
+    path = Path(path)
+    tensors = {"thetas": string.thetas.detach().cpu().contiguous()}
+    if string.length_mask is not None:
+        tensors["length_mask"] = string.length_mask.cpu().contiguous()
+    names = ("status", "L0", "alpha", "slack", "n_t", "Gamma_tilde", "trace", "detail")
+    values = {name: getattr(string, name) for name in names}
+    content = save(tensors, {"format": FORMAT, "string": json.dumps(values)})
+    write(path, content)
+    return path
+
+
+def load_string(path: str | Path) -> String:
+    """Read a string that `save_string` wrote, and check it.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        The string, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, of another format, or contradicts itself.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    content = Path(path).read_bytes()
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header["__metadata__"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format is {metadata['format']!r}; {FORMAT!r} is known")
+        values = json.loads(metadata["string"])
+        check_theta(tensors["thetas"], "thetas", (None, None), finite=True)
+        if len(tensors["thetas"]) < 2 or values["status"] not in STATUSES:
+            raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
+        return String(**tensors, **values)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable string file: {error}") from error

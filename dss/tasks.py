@@ -1,0 +1,257 @@
+"""The tasks of the paper, and explicit landscapes whose answer is known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dss.data import load_digits, load_mnist, polynomial_samples
+from dss.networks import (
+    authors_cnn,
+    authors_dropout,
+    draw,
+    lookup,
+    mlp,
+    small_cnn,
+    uniform,
+)
+from dss.task import Task
+from dss.theta import shapes_of
+
+POLYNOMIALS = {"quadratic": [0.1, 0.25, 0.5], "cubic": [0.0, 3.0, -10.0, 8.0]}
+
+
+def quad(
+    activation: str = "relu",
+    loss: str = "mse",
+    preset: str | None = None,
+    hidden: tuple[int, ...] = (4, 4),
+    n_train: int = 128,
+    n_eval: int = 256,
+) -> Task:
+    """QUAD: regress f(x) = .5 x^2 + .25 x + .1 on [0, 1] with a 1-4-4-1 network with biases.
+
+    Args:
+        activation: `"relu"` (the draft), `"sigmoid"` or `"tanh"`.
+        loss: `"mse"`, `"mae"` or `"huber"` (delta 0.1); also the metric.
+        preset: None for the draft, `"authors"` for the authors' published script, which sets
+            network, loss, initial values, sample sizes and `settings`.
+        hidden: widths of the hidden layers.
+        n_train, n_eval: sizes of the two fixed samples, x uniform on [0, 1].
+
+    Raises:
+        ValueError: an unknown name.
+
+    Paper: Sec. III.A.
+    """
+    return polynomial("quadratic", activation, loss, preset, hidden, n_train, n_eval)
+
+
+def polynomial(
+    coefficients: list[float] | str,
+    activation: str = "relu",
+    loss: str = "mse",
+    preset: str | None = None,
+    hidden: tuple[int, ...] = (4, 4),
+    n_train: int = 128,
+    n_eval: int = 256,
+    restrict: bool = True,
+) -> Task:
+    """Regress a polynomial on [0, 1] with a small fully connected network.
+
+    Args:
+        coefficients: ascending, `[c0, c1, ...]`, or `"quadratic"` (QUAD) or `"cubic"`
+            (8x^3 - 10x^2 + 3x, of the authors' script, which leaves [0, 1] and is let through).
+        activation, loss, preset, hidden, n_train, n_eval: as in `quad`.
+        restrict: raise when f leaves [0, 1], as the draft demands.
+
+    Raises:
+        ValueError: an unknown name, no coefficient, or f leaves [0, 1] on [0, 1].
+
+    Paper: Sec. III.A.
+    """
+    label = coefficients if isinstance(coefficients, str) else "polynomial"
+    if isinstance(coefficients, str):
+        coefficients = lookup(POLYNOMIALS, coefficients, "polynomial")
+    elif restrict:
+        _check_range(coefficients)
+    settings, initial = {"optimizer": "rmsprop", "lr": 1e-3}, "torch"
+    final, bias = [], True
+    if lookup({None: False, "authors": True}, preset, "preset"):
+        activation, loss, hidden, n_train, n_eval = "sigmoid", "mae", (4, 4), 10_000, 10_000
+        final, bias = ([nn.Sigmoid()], False) if label == "quadratic" else ([], True)
+        initial = "uniform"
+        settings = {
+            "optimizer": "adam",
+            "lr": 1e-3,
+            "alpha": 0.95,
+            "slack": 1.1,
+            "n_t": 101,
+            "t_star": "midpoint",
+            "insert_first": True,
+            "max_depth": 10,
+            "max_steps": 200_000,
+            "patience": 50_000,
+        }
+    lookup({name: name for name in ("mse", "mae", "huber")}, loss, "polynomial loss")
+    module = mlp([1, *hidden, 1], activation, bias).extend(final)
+    samples = [
+        tuple(v.float() for v in polynomial_samples(coefficients, n, seed))
+        for n, seed in ((n_train, 1), (n_eval, 2))
+    ]
+    task = Task.from_module(
+        module,
+        loss,
+        *samples,
+        init=partial(draw, module, initial),
+        name=f"{label} {activation} {loss}" + (f" ({preset})" if preset else ""),
+        settings=settings,
+    )
+    if preset is None:
+        return task
+    # The authors measure the length of a polynomial string over weights only.
+    mask = torch.cat(
+        [torch.full((s.numel(),), "weight" in name) for name, s in shapes_of(module).items()]
+    )
+    return replace(task, length_mask=mask)
+
+
+def mnist(
+    network: str = "cnn",
+    metric: str = "loss",
+    n_eval: int | None = None,
+    preset: str | None = None,
+) -> Task:
+    """Handwritten digits, read from `data/` (fetched and checked by `ensure_mnist`).
+
+    Args:
+        network: `"cnn"` (conv 5x5-8 and 5x5-16 with stride 2, 10; 6,994 parameters), `"mlp"`
+            (784-32-32-10) or `"authors"` (conv 5x5-32, pool, conv 5x5-64, pool, 1024, dropout .5
+            in training, 10; 3.27 million parameters).
+        metric: `"loss"` (cross-entropy) or `"error"` (error rate); training descends
+            cross-entropy either way.
+        n_eval: the evaluation set is the first `n_eval` test digits; 1,000 by default.
+        preset: `"authors"` for the authors' published script: their network, the error rate on
+            10,000 digits, initial values and `settings`.
+
+    Raises:
+        ValueError: an unknown name, or n_eval outside [1, 10000].
+        RuntimeError: the data cannot be had.
+
+    Paper: Sec. III.B.
+    """
+    return _classification("mnist", load_mnist, network, metric, n_eval, preset)
+
+
+def digits(
+    network: str = "mlp", metric: str = "loss", n_eval: int | None = None, preset: None = None
+) -> Task:
+    """scikit-learn's bundled 8x8 digits (1,297 to train, 500 to evaluate): needs no download.
+
+    Args:
+        network: `"mlp"` (64-32-32-10) or `"cnn"` (as in `mnist`; 1,514 parameters).
+        metric, n_eval: as in `mnist`; n_eval is 500 by default and at most.
+        preset: None; the authors have no script for this data.
+
+    Raises:
+        ValueError: an unknown name, or n_eval outside [1, 500].
+    """
+    return _classification("digits", load_digits, network, metric, n_eval, preset)
+
+
+def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None = None) -> Task:
+    """A task whose loss is an explicit function of theta, for oracles and pictures.
+
+    Args:
+        function: maps `(..., dim)` to losses `(...)`, differentiable.
+        dim: P.
+        name: by default the function's own.
+
+    Returns:
+        A task without samples; `init` draws from N(0, 1), dtype float64.
+
+    Raises:
+        ValueError: dim < 1, or the function does not return one loss per point.
+    """
+    if dim < 1:
+        raise ValueError(f"dim is {dim}; at least 1 is needed")
+    got = function(torch.zeros(2, dim, dtype=torch.float64))
+    if not isinstance(got, Tensor) or got.shape != (2,):
+        what = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
+        raise ValueError(f"function maps (2, {dim}) to {what}; losses of shape (2,) are needed")
+    return Task(
+        name=name or getattr(function, "__name__", "landscape"),
+        n_params=dim,
+        metric="loss",
+        loss="loss",
+        init_function=lambda n, generator: torch.special.ndtri(uniform(n, dim, generator)),
+        function=function,
+        dtype=torch.float64,
+    )
+
+
+def _classification(data, load, network, metric, n_eval, preset) -> Task:
+    """MNIST-like tasks; see `mnist` for the arguments."""
+    lookup({None: None} | ({"authors": None} if data == "mnist" else {}), preset, "preset")
+    if preset == "authors":
+        network, metric, n_eval = "authors", "error", n_eval or 10_000
+    metric_name = lookup({"loss": "cross_entropy", "error": "error"}, metric, "metric")
+    networks = {"cnn": small_cnn, "mlp": _image_mlp}
+    networks |= {"authors": authors_cnn} if data == "mnist" else {}
+    build = lookup(networks, network, "network")
+    train, (x_test, y_test) = load()
+    n_eval = min(1_000, len(x_test)) if n_eval is None else n_eval
+    if not 1 <= n_eval <= len(x_test):
+        raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
+    settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 128}
+    if preset == "authors":
+        settings = {
+            "optimizer": "adam",
+            "lr": 1e-4,
+            "batch_size": 100,
+            "alpha": 0.98,
+            "slack": 1.02,
+            "n_t": 21,
+            "t_star": "grid",
+            "insert_first": True,
+            "max_depth": 10,
+            "check_every": 100,
+        }
+    module = build(x_test.shape[-1])
+    task = Task.from_module(
+        module,
+        "cross_entropy_of_softmax" if preset else "cross_entropy",
+        train,
+        (x_test[:n_eval], y_test[:n_eval]),
+        metric=metric_name,
+        init=partial(draw, module, "truncated" if preset else "torch"),
+        batch_size=settings["batch_size"],
+        eval_chunk=500,
+        name=f"{data} {network} {metric_name}" + (f" ({preset})" if preset else ""),
+        settings=settings,
+    )
+    return replace(task, noise=authors_dropout) if network == "authors" else task
+
+
+def _image_mlp(side: int) -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), *mlp([side * side, 32, 32, 10]))
+
+
+def _check_range(coefficients: list[float]) -> None:
+    """Raise when the polynomial leaves [0, 1] on [0, 1]; its extremes are exact."""
+    if len(coefficients) == 0 or not np.isfinite(coefficients).all():
+        raise ValueError(
+            f"coefficients are {coefficients}; finite numbers [c0, c1, ...] are needed"
+        )
+    f = np.polynomial.Polynomial(coefficients)
+    stationary = [r.real for r in f.deriv().roots() if abs(r.imag) < 1e-12 and 0 < r.real < 1]
+    values = f(np.array([0.0, 1.0, *stationary]))
+    if values.min() < -1e-12 or values.max() > 1 + 1e-12:
+        raise ValueError(
+            f"the polynomial with coefficients {list(coefficients)} takes values in "
+            f"[{values.min():.4g}, {values.max():.4g}] on [0, 1]; the draft restricts f to [0, 1]. "
+            "Pass restrict=False to use it all the same"
+        )

@@ -1,0 +1,238 @@
+"""Gradient descent of a stack of networks, each to its own target loss."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dss.tasks import Task
+from dss.theta import check_theta
+
+# All of them act elementwise: one optimiser over (N, P) is exactly N independent ones.
+OPTIMIZERS = {
+    "rmsprop": torch.optim.RMSprop,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+
+# A network has to lower its best loss by this fraction within `patience` steps.
+LEAST_PROGRESS = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What `train_to` returns; row i belongs to network i.
+
+    Attributes:
+        thetas: `(N, P)`, the last point of each descent.
+        reached: `(N,)` bool, the metric is at or below the target.
+        steps: `(N,)` int64, gradient steps spent.
+        losses: `(N,)` float64, the metric at `thetas`.
+        status: why each descent ended: `reached`, `stalled`, `budget spent` or `not finite`.
+    """
+
+    thetas: Tensor
+    reached: Tensor
+    steps: Tensor
+    losses: Tensor
+    status: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Endpoints:
+    """What `train_endpoints` returns, for T thresholds.
+
+    Attributes:
+        thetas: `(T, n, P)`, every one at or below its threshold.
+        n_drawn: `(T,)` int64, networks drawn.
+        n_discarded: `(T,)` int64, drawn networks that did not get there (dead or stuck).
+        steps: `(T, n)` int64, gradient steps each one took.
+    """
+
+    thetas: Tensor
+    n_drawn: Tensor
+    n_discarded: Tensor
+    steps: Tensor
+
+
+def train_endpoints(
+    task: Task, n: int, L0: list[float], generator: torch.Generator | None = None, **training
+) -> Endpoints:
+    """Draw networks until `n` of them are trained to each of the thresholds.
+
+    Networks that stall are discarded, counted and drawn anew.
+
+    Args:
+        task: gives initial values, loss and metric.
+        n: networks for each threshold.
+        L0: T thresholds.
+        generator: CPU generator for initial values and data order; by default one with seed 0.
+        training: keyword arguments of `train_to`.
+
+    Returns:
+        `Endpoints`.
+
+    Raises:
+        RuntimeError: after 20 rounds of drawing there are still too few.
+
+    Paper: step 1, Sec. II.B.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    targets = torch.as_tensor(L0, dtype=torch.float64)
+    found: list[list[Tensor]] = [[] for _ in targets]
+    steps: list[list[int]] = [[] for _ in targets]
+    drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
+    for _ in range(20):
+        # A third more than is missing: the rate of success is not known beforehand.
+        missing = [math.ceil(1.33 * (n - len(f))) for f in found]
+        if not any(missing):
+            break
+        of = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
+        thetas = task.init(len(of), generator)
+        trained = train_to(task, thetas, targets[of], generator=generator, **training)
+        for i, k in enumerate(of.tolist()):
+            drawn[k] += 1
+            if not trained.reached[i]:
+                discarded[k] += 1
+            elif len(found[k]) < n:
+                found[k].append(trained.thetas[i])
+                steps[k].append(int(trained.steps[i]))
+    for k, f in enumerate(found):
+        if len(f) < n:
+            raise RuntimeError(
+                f"{task.name}: {len(f)} of {int(drawn[k])} networks reached "
+                f"{task.metric} {float(targets[k]):.4g}; {n} are needed"
+            )
+    stack = torch.stack([torch.stack(f) for f in found])
+    return Endpoints(stack, drawn, discarded, torch.tensor(steps))
+
+
+def train_to(
+    task: Task,
+    thetas: Tensor,
+    target: float | Tensor,
+    optimizer: str = "rmsprop",
+    lr: float = 1e-3,
+    batch_size: int | None = None,
+    max_steps: int = 20_000,
+    generator: torch.Generator | None = None,
+    patience: int = 1_000,
+    check_every: int | None = None,
+) -> Trained:
+    """Descend the training loss of each network until its metric is at or below `target`.
+
+    Every network is its own descent; those that are done leave the batch with their optimiser
+    state.  All share one data order, drawn from `generator`, so that a network trained alone sees
+    the same batches as in a stack.
+
+    Args:
+        task: gives the training loss and the metric, which is measured on the evaluation set.
+        thetas: `(N, P)` starting points, or `(P,)` for one.
+        target: one value, or `(N,)`, in the unit of `task.metric`.
+        optimizer: `"rmsprop"`, `"adam"` or `"sgd"`.
+        lr: learning rate.
+        batch_size: samples per gradient step; None: the task's own, for polynomials all.
+        max_steps: most gradient steps for a network.
+        generator: CPU generator of the data order; a new one with seed 0 by default.
+        patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
+        check_every: gradient steps between measurements of the metric; by default 1 with the whole
+            training sample in each step, else 20.
+
+    Returns:
+        `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
+
+    Raises:
+        TypeError, ValueError: a bad theta, or an argument out of range.
+
+    Paper: steps 1 and 3, Sec. II.B.
+    """
+    thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params), finite=True)
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}; it must be > 0")
+    if max_steps < 0 or patience < 1 or (check_every is not None and check_every < 1):
+        raise ValueError(
+            f"max_steps is {max_steps} (>= 0), patience {patience} (>= 1), "
+            f"check_every {check_every} (>= 1 or None)"
+        )
+    n, device = len(thetas), task.device
+    target = torch.as_tensor(target, dtype=torch.float64, device=device).expand(n)
+    if not bool((target > 0).all()):
+        raise ValueError(f"target is {float(target.min())}; it must be > 0")
+    batches = _batches(task, batch_size, generator)
+    check_every = check_every or (1 if batches.whole else 20)
+
+    result = thetas.detach().to(device, copy=True)
+    losses = task.losses(result).double()
+    steps = torch.zeros(n, dtype=torch.int64, device=device)
+    status = ["stalled" if not math.isnan(v) else "not finite" for v in losses.tolist()]
+
+    rows = torch.arange(n, device=device)  # networks that still descend
+    theta, best, best_step = result.clone(), losses.clone(), steps.clone()
+    descent = OPTIMIZERS[optimizer]([theta], lr=lr)
+    value, step = losses, 0
+    while True:
+        improved = value < (1 - LEAST_PROGRESS) * best
+        best = torch.where(improved, value, best)
+        best_step = torch.where(improved, step, best_step)
+        ends = {
+            "reached": value <= target[rows],
+            "not finite": ~torch.isfinite(value),
+            "stalled": step - best_step >= patience,
+            "budget spent": torch.full_like(rows, step >= max_steps, dtype=torch.bool),
+        }
+        leave = torch.stack(list(ends.values())).any(dim=0)
+        if leave.any():
+            gone = rows[leave]
+            result[gone], losses[gone], steps[gone] = theta[leave], value[leave], step
+            for reason in reversed(ends):
+                for row in rows[ends[reason]].tolist():
+                    status[row] = reason
+            stay = ~leave
+            rows, best, best_step = rows[stay], best[stay], best_step[stay]
+            if len(rows) == 0:
+                break
+            theta = _keep(descent, theta, stay)
+        for _ in range(min(check_every, max_steps - step)):
+            theta.grad = task.gradients(theta, next(batches), batches.generator)[1]
+            descent.step()
+            step += 1
+        value = task.losses(theta).double()
+    reached = losses <= target
+    return Trained(result, reached, steps, losses, status)
+
+
+class _batches(Iterator):
+    """Batches of training indices, epoch after epoch, from one generator."""
+
+    def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator | None):
+        n = len(task.splits["train"][0]) if task.splits else 1
+        self.size = batch_size if batch_size is not None else task.batch_size or n
+        if not 1 <= self.size:
+            raise ValueError(f"batch_size is {self.size}; at least 1 is needed")
+        self.size = min(self.size, n)
+        self.whole = self.size == n
+        self.n, self.device, self.order = n, task.device, torch.empty(0, dtype=torch.int64)
+        self.generator = generator or torch.Generator().manual_seed(0)
+
+    def __next__(self) -> Tensor | slice:
+        if self.whole:
+            return slice(None)
+        if len(self.order) < self.size:  # the rest of an epoch that fills no batch is dropped
+            self.order = torch.randperm(self.n, generator=self.generator)
+        batch, self.order = self.order[: self.size], self.order[self.size :]
+        return batch.to(self.device)
+
+
+def _keep(descent: torch.optim.Optimizer, theta: Tensor, stay: Tensor) -> Tensor:
+    """Shrink the optimiser to the rows `stay`; returns its new parameter."""
+    kept, state = theta[stay], descent.state.pop(theta, {})
+    descent.param_groups[0]["params"] = [kept]
+    descent.state[kept] = {
+        name: value[stay] if torch.is_tensor(value) and value.shape == theta.shape else value
+        for name, value in state.items()
+    }
+    return kept

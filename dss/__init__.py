@@ -1,11 +1,12 @@
 """Dynamic String Sampling: paths of low loss between trained networks."""
 
-from dss.curve import interpolated_loss, t_star
+from dss.curve import interpolated_loss, losses_along, t_star
 from dss.data import ensure_mnist
 from dss.results import Results
-from dss.sampling import find_string, find_strings
+from dss.sampling import find_string, find_strings, study
 from dss.strings import String, load_string, save_string
-from dss.tasks import Task, digits, landscape, mnist, polynomial, quad
+from dss.task import Task
+from dss.tasks import digits, landscape, mnist, polynomial, quad
 from dss.theta import flatten, interpolate, unflatten
 from dss.train import Endpoints, Trained, train_endpoints, train_to
 
@@ -26,10 +27,12 @@ __all__ = [
     "interpolated_loss",
     "landscape",
     "load_string",
+    "losses_along",
     "mnist",
     "polynomial",
     "quad",
     "save_string",
+    "study",
     "t_star",
     "train_endpoints",
     "train_to",

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dss.tasks import Task
-from dss.theta import check_theta, interpolate
+from dss.task import Task
+from dss.theta import check_theta, interpolate, segment_lengths
 
 T_RULES = ("max", "grid", "midpoint")
 
@@ -44,6 +44,30 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
     """
     _check_pair(task, theta_1, theta_2)
     return _gamma(task, theta_1, theta_2, _grid(n_t))
+
+
+def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Tensor]:
+    """The loss along a whole string, against arc length.
+
+    Args:
+        task: gives the metric, measured on the whole evaluation set.
+        thetas: `(K, P)`, ordered; two rows for a straight line.
+        n_t: grid points on each segment.
+
+    Returns:
+        position `(K - 1, n_t)` float64, arc length over the length of the string, and gamma
+        `(K - 1, n_t)`.  Neighbouring rows share a network.
+
+    Raises:
+        TypeError, ValueError: as in `interpolated_loss`.
+
+    Paper: Eqs. (2) and (4).
+    """
+    gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)
+    length = segment_lengths(thetas)
+    begin = length.cumsum(0) - length
+    position = begin[:, None] + length[:, None] * _grid(n_t).to(length.device)
+    return position / length.sum(), gamma
 
 
 def t_star(
@@ -96,8 +120,9 @@ def segment_maxima(
     if rule == "grid":
         return Maxima(t[k], grid_max, grid_max)
     refined, gamma_max = _refine(task, theta_1, theta_2, t, gamma, k)
-    return Maxima(torch.full_like(refined, 0.5) if rule == "midpoint" else refined,
-                  gamma_max, grid_max)  # fmt: skip
+    if rule == "midpoint":
+        refined = torch.full_like(refined, 0.5)
+    return Maxima(refined, gamma_max, grid_max)
 
 
 def _grid(n_t: int) -> Tensor:

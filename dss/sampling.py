@@ -2,6 +2,7 @@
 
 import logging
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -13,9 +14,9 @@ from dss.strings import (
     TRAINING_STALLED,
     String,
 )
-from dss.tasks import Task
+from dss.task import Task
 from dss.theta import check_theta, interpolate
-from dss.train import train_to
+from dss.train import train_endpoints, train_to
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,50 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
     if string.status == ENDPOINT_ABOVE_L0:
         raise ValueError(f"{string.detail}; train it further, or raise L0")
     return string
+
+
+def study(
+    task: Task,
+    L0: list[float],
+    n_pairs: int,
+    generator: torch.Generator | None = None,
+    **options,
+) -> tuple[list[String], pd.DataFrame]:
+    """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
+
+    Every pair has networks of its own, drawn and trained to its threshold; those that do not get
+    there are discarded, counted and drawn anew.
+
+    Args:
+        task: as in `find_strings`.
+        L0: T thresholds.
+        n_pairs: pairs per threshold.
+        generator: CPU generator of the run; a new one with seed 0 by default.
+        options: keyword arguments of `find_strings`; the endpoints are trained with the same
+            optimiser, batches and budget.
+
+    Returns:
+        `T * n_pairs` strings, threshold by threshold, and a table with a row per string
+        (`String.summary`, `task`, `pair`, and `n_drawn`, `n_discarded` endpoints at its threshold).
+
+    Raises:
+        RuntimeError: too few networks reach a threshold.
+
+    Paper: Sec. II.B.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    names = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
+    training = {name: options[name] for name in names if name in options}
+    ends = train_endpoints(task, 2 * n_pairs, L0, generator, **training)
+    theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
+    thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)
+    strings = find_strings(task, theta_1, theta_2, thresholds, generator=generator, **options)
+    table = pd.DataFrame([string.summary() for string in strings])
+    table.insert(0, "task", task.name)
+    table.insert(1, "pair", list(range(n_pairs)) * len(L0))
+    for name in ("n_drawn", "n_discarded"):
+        table[name] = getattr(ends, name).repeat_interleave(n_pairs).tolist()
+    return strings, table
 
 
 def _check_pairs(task: Task, theta_1: Tensor, theta_2: Tensor) -> tuple[Tensor, Tensor]:

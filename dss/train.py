@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dss.tasks import Task
+from dss.task import Task
 from dss.theta import check_theta
 
 # All of them act elementwise: one optimiser over (N, P) is exactly N independent ones.

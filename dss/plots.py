@@ -1,0 +1,316 @@
+"""One function per kind of figure: arrays and tables in, a matplotlib Figure out."""
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+PALETTE = sns.color_palette("colorblind")
+MARKERS = "osD^vPX"
+STYLE = {
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+plt.rcParams.update(STYLE)
+
+
+def means(
+    table: pd.DataFrame,
+    x: str,
+    panels: Mapping[str, str],
+    by: str,
+    x_label: str,
+    log: Sequence[str] = (),
+    lines: Mapping[str, float] | None = None,
+    n_columns: int = 2,
+    log_x: bool = True,
+    names: Mapping | None = None,
+) -> Figure:
+    """Means with their 95 % intervals against `x`, a panel per column, a line per group.
+
+    Args:
+        table: as `dss.stats.summarise` returns it: `<name>`, `<name>_low`, `<name>_high`.
+        x: column of the horizontal axis.
+        panels: column to draw and its label.
+        by: column that tells the lines apart.
+        x_label: with its unit.
+        log: columns on a logarithmic axis.
+        lines: height of a dashed reference line per column.
+        n_columns: panels side by side.
+        log_x: whether x is on a logarithmic axis.
+        names: legend entry per value of `by`.
+    """
+    n_rows = -(-len(panels) // n_columns)
+    size = (3.5 * n_columns, 2.7 * n_rows)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, squeeze=False)
+    groups = list(table[by].drop_duplicates())
+    for axis, (column, label) in zip(axes.flat, panels.items(), strict=False):
+        for i, group in enumerate(groups):
+            rows = table[(table[by] == group) & table[column].notna()].sort_values(x)
+            mean = rows[column].to_numpy()
+            low, high = (rows[f"{column}_{end}"].fillna(rows[column]) for end in ("low", "high"))
+            style = {"color": PALETTE[i], "marker": MARKERS[i % len(MARKERS)], "capsize": 2}
+            bars = np.clip([mean - low, high - mean], 0, None)
+            label_i = (names or {}).get(group, str(group))
+            axis.errorbar(rows[x], mean, yerr=bars, label=label_i, **style)
+        if lines and column in lines:
+            axis.axhline(lines[column], color="0.4", linestyle="--", linewidth=1)
+        if log_x:
+            axis.set_xscale("log")
+        if column in log:
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+            axis.yaxis.set_minor_formatter(NullFormatter())
+        if column == "fraction":
+            axis.set_ylim(-0.05, 1.12)
+        if column == "fraction" and len(groups) == 1:
+            for _, row in table.iterrows():
+                text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
+                axis.annotate(text, (row[x], 1.03), ha="center", fontsize=8)
+        axis.set_ylabel(label)
+    for axis in axes[-1]:
+        axis.set_xlabel(x_label)
+    if len(groups) > 1:
+        handles, labels = axes.flat[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(groups)))
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def curves(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    x_label: str,
+    y_label: str,
+    L0: float | None = None,
+    log_y: bool = False,
+    marks: pd.DataFrame | None = None,
+) -> Figure:
+    """Lines of `y` against `x`, one per group, with the threshold L0 and marked points.
+
+    Args:
+        table: long, with columns `x`, `y`, `by`.
+        x, y, by: its columns.
+        x_label, y_label: with units.
+        L0: drawn as a dashed line.
+        log_y: logarithmic vertical axis.
+        marks: points to mark, with columns `x`, `y`.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 3.1))
+    for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
+        dash = ("-", "--", "-.", ":")[i % 4]
+        axis.plot(rows[x], rows[y], dash, color=PALETTE[i % 10], label=group)
+    if marks is not None:
+        axis.plot(marks[x], marks[y], "o", color="black", markersize=4, label="networks")
+    if L0 is not None:
+        axis.axhline(L0, color="0.4", linestyle="--", linewidth=1)
+        axis.annotate("$L_0$", (1.01, L0), xycoords=("axes fraction", "data"), va="center")
+    if log_y:
+        axis.set_yscale("log")
+    axis.set(xlabel=x_label, ylabel=y_label)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def contour_panels(
+    grid: tuple[np.ndarray, np.ndarray, np.ndarray],
+    panels: Sequence[Mapping],
+    L0: float,
+    labels: tuple[str, str],
+    n_columns: int = 4,
+    levels: Sequence[float] | None = None,
+) -> Figure:
+    """A two-dimensional landscape, once per panel, with what the algorithm holds at that moment.
+
+    Args:
+        grid: x `(n,)`, y `(m,)`, loss `(m, n)`.
+        panels: per panel `title`, and any of `models` `(k, 2)`, `names` (of the models),
+            `segments` (list of `(2, 2)`), `high` (list of bool, a segment above L0), `descent`
+            `(k, 2)` and `star` `(k, 2)`.
+        L0: the level set below is shaded.
+        labels: of the two parameters.
+        n_columns: panels side by side.
+        levels: contour lines; chosen from the losses by default.
+    """
+    x, y, loss = grid
+    n_rows = -(-len(panels) // n_columns)
+    figure, axes = plt.subplots(
+        n_rows,
+        n_columns,
+        figsize=(2.35 * n_columns, 2.35 * n_rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    levels = np.geomspace(L0, loss.max(), 9) if levels is None else levels
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        axis.grid(False)
+        axis.contourf(x, y, loss, levels=[-1, L0], colors=["#d5e8f5"])
+        axis.contour(x, y, loss, levels=levels, colors="0.7", linewidths=0.6)
+        high = panel.get("high", [False] * len(panel.get("segments", [])))
+        for ends, is_high in zip(panel.get("segments", []), high, strict=True):
+            color, dash = (PALETTE[3], "--") if is_high else (PALETTE[2], "-")
+            axis.plot(*np.asarray(ends).T, dash, color=color)
+        for path in panel.get("descent", []):
+            axis.plot(*np.asarray(path).T, color="black", linewidth=1.2)
+        if "star" in panel:
+            axis.plot(*np.asarray(panel["star"]).T, "*", color=PALETTE[3], markersize=10)
+        if "models" in panel:
+            models = np.asarray(panel["models"])
+            axis.plot(*models.T, "o", color="black", markersize=4)
+            for point, name in zip(models, panel.get("names", []), strict=False):
+                axis.annotate(name, point, textcoords="offset points", xytext=(5, 5))
+        axis.set_title(panel["title"], loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel(labels[0])
+    for axis in axes[:, 0]:
+        axis.set_ylabel(labels[1])
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def string_3d(strings: Sequence[pd.DataFrame], titles: Sequence[str], L0: float) -> Figure:
+    """Strings in three principal components, coloured by loss relative to L0.
+
+    Args:
+        strings: per panel a table with `pc1`, `pc2`, `pc3`, `loss` and `is_network`.
+        titles: of the panels.
+        L0: colours are log10(loss / L0), blue at or below 0.
+    """
+    n = len(strings)
+    figure = plt.figure(figsize=(3.3 * min(n, 2) + 0.9, 3.0 * -(-n // 2)))
+    top = max(np.log10(s.loss.max() / L0) for s in strings)
+    colours = {"vmin": -max(top, 0.3), "vmax": max(top, 0.3), "cmap": "coolwarm"}
+    names = ["pc1", "pc2", "pc3"]
+    every = pd.concat(strings)[names]
+    limits = [(every[name].min(), every[name].max()) for name in names]
+    axes = []
+    for i, (string, title) in enumerate(zip(strings, titles, strict=True)):
+        axis = figure.add_subplot(-(-n // 2), min(n, 2), i + 1, projection="3d")
+        drawn = axis.scatter(*string[names].to_numpy().T, c=np.log10(string.loss / L0), s=6,
+                             **colours)  # fmt: skip
+        networks = string.loc[string.is_network, names].to_numpy().T
+        axis.scatter(*networks, color="black", s=14, depthshade=False)
+        axis.set_title(title)
+        axis.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
+        axis.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
+        axis.locator_params(nbins=4)
+        axis.tick_params(labelsize=8, pad=-1)
+        axis.xaxis.labelpad = axis.yaxis.labelpad = axis.zaxis.labelpad = -1
+        axis.set_box_aspect(None, zoom=0.82)
+        axes.append(axis)
+    figure.colorbar(drawn, ax=axes, shrink=0.6, label=r"$\log_{10}(L / L_0)$", pad=0.1)
+    return figure
+
+
+def scatter_bound(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    by: str,
+    x_label: str,
+    y_label: str,
+    log: bool = True,
+) -> Figure:
+    """Points of what was measured against what was predicted, with the line y = x.
+
+    Args:
+        table: a row per point.
+        x, y: columns of the prediction and of the measurement.
+        by: column that tells the groups apart.
+        x_label, y_label: with units.
+        log: both axes logarithmic.
+    """
+    figure, axis = plt.subplots(figsize=(4.2, 3.4))
+    for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
+        axis.scatter(rows[x], rows[y], s=14, alpha=0.6, color=PALETTE[i], marker=MARKERS[i],
+                     label=group, linewidths=0)  # fmt: skip
+    low = min(table[x].min(), table[y].min())
+    high = max(table[x].max(), table[y].max())
+    axis.plot([low, high], [low, high], color="0.4", linestyle="--", linewidth=1)
+    if log:
+        axis.set(xscale="log", yscale="log")
+    axis.set(xlabel=x_label, ylabel=y_label)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
+
+
+def image_rows(images: np.ndarray, titles: Sequence[str], row_labels: Sequence[str]) -> Figure:
+    """Small images in a grid: a row per filter or digit, a column per position.
+
+    Args:
+        images: `(n_rows, n_columns, height, width)`; each row has its own symmetric scale.
+        titles: of the columns.
+        row_labels: of the rows.
+    """
+    n_rows, n_columns = images.shape[:2]
+    size = (0.68 * n_columns + 0.6, 0.68 * n_rows + 0.4)
+    figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
+    for i in range(n_rows):
+        limit = np.abs(images[i]).max()
+        for j in range(n_columns):
+            axis = axes[i, j]
+            axis.imshow(images[i, j], cmap="PuOr", vmin=-limit, vmax=limit)
+            axis.set(xticks=[], yticks=[])
+            axis.grid(False)
+            if i == 0:
+                axis.set_title(titles[j], fontsize=9)
+        axes[i, 0].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=9)
+    return figure
+
+
+def predictions(
+    digits: np.ndarray, probabilities: np.ndarray, labels: Sequence[int], position: np.ndarray
+) -> Figure:
+    """Test digits, and the probability of their right class along two paths.
+
+    Args:
+        digits: `(n, height, width)`.
+        probabilities: `(2, n, n_points)`: along the straight line and along the string.
+        labels: `(n,)`, the right classes.
+        position: `(n_points,)` in [0, 1].
+    """
+    n = len(digits)
+    figure, axes = plt.subplots(2, n, figsize=(1.7 * n, 3.0), height_ratios=[1, 1.3])
+    for i in range(n):
+        axes[0, i].imshow(digits[i], cmap="Greys")
+        axes[0, i].set_axis_off()
+        axes[0, i].set_title(f"label {labels[i]}")
+        for k, (name, dash) in enumerate((("straight line", "--"), ("string", "-"))):
+            axes[1, i].plot(position, probabilities[k, i], dash, color=PALETTE[k], label=name)
+        axes[1, i].set(ylim=(-0.05, 1.05), xlabel="position")
+        if i:
+            axes[1, i].set_yticklabels([])
+    axes[1, 0].set_ylabel("probability of the label")
+    handles, names = axes[1, 0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=2)
+    return figure
+
+
+def integer_axis(figure: Figure) -> Figure:
+    """Mark integers only on the horizontal axes (depths)."""
+    for axis in figure.axes:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure

@@ -1,0 +1,91 @@
+"""Shared tasks with a known answer, trained networks, and the plain one-network-at-a-time loss."""
+
+import copy
+from types import SimpleNamespace
+
+import hypothesis
+import pytest
+import torch
+from torch.nn.utils import vector_to_parameters
+
+import dss
+from dss import networks
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("dss")
+
+
+@pytest.fixture(scope="session")
+def seeded():
+    """A CPU generator with a given seed."""
+    return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def unit():
+    """One linear unit y = a w x with target x: Gamma between its two valleys is exactly 1."""
+    return dss.landscape(lambda theta: (theta[..., 0] * theta[..., 1] - 1) ** 2, 2, "linear unit")
+
+
+@pytest.fixture(scope="session")
+def ring():
+    """Minima on the unit circle; 1 at the origin."""
+    return dss.landscape(lambda theta: ((theta**2).sum(-1) - 1) ** 2, 2, "ring")
+
+
+@pytest.fixture(scope="session")
+def plateau():
+    """Two valleys, at (1, 0) and (-1, 0), on a plateau where the gradient is exactly 0."""
+
+    def function(theta):
+        x, y = theta[..., 0], theta[..., 1]
+        return (4 * ((x**2 - 1) ** 2 + y**2)).clamp(max=1)
+
+    return dss.landscape(function, 2, "plateau")
+
+
+@pytest.fixture(scope="session")
+def linear():
+    """Linear regression, which is convex."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(40, 3, generator=generator, dtype=torch.float64)
+    y = x @ torch.tensor([[1.0], [-2.0], [0.5]], dtype=torch.float64) + 0.3
+    module = torch.nn.Linear(3, 1, dtype=torch.float64)
+    return dss.Task.from_module(module, "mse", (x[:20], y[:20]), (x[20:], y[20:]))
+
+
+@pytest.fixture(scope="session")
+def quad64():
+    """QUAD in double precision."""
+    return dss.quad().to(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def quad_pairs(quad64):
+    """32 pairs of eight networks at L0 = .003, and keyword arguments that search them fast."""
+    training = {"lr": 1e-2, "max_steps": 600, "patience": 200}
+    thetas = dss.train_endpoints(quad64, 8, [0.003], **training).thetas[0]
+    first, second = torch.triu_indices(8, 8, 1)
+    first, second = torch.cat([first, second[:4]]), torch.cat([second, first[:4]])
+    search = training | {"max_depth": 6, "L0": 0.003}
+    return SimpleNamespace(theta_1=thetas[first], theta_2=thetas[second], search=search)
+
+
+@pytest.fixture(scope="session")
+def digits64():
+    """The digits with an MLP, in double precision, 100 digits in the evaluation set."""
+    return dss.digits(n_eval=100).to(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def plain_loss():
+    """Loss of one network as a plain module with loaded parameters; no vmap, no stacking."""
+
+    def loss_of(task, theta, split="test", name=None):
+        module = copy.deepcopy(task.module)
+        vector_to_parameters(theta, module.parameters())
+        x, y = task.splits[split]
+        return networks.LOSSES[name or task.metric](module(x), y)
+
+    return loss_of

@@ -7,7 +7,7 @@ from dss.sampling import find_string, find_strings, study
 from dss.strings import String, load_string, save_string
 from dss.task import Task
 from dss.tasks import digits, landscape, mnist, polynomial, quad
-from dss.theta import flatten, interpolate, unflatten
+from dss.theta import flatten, interpolate, points_along, shapes_of, unflatten
 from dss.train import Endpoints, Trained, train_endpoints, train_to
 
 __version__ = "0.1.0"
@@ -29,9 +29,11 @@ __all__ = [
     "load_string",
     "losses_along",
     "mnist",
+    "points_along",
     "polynomial",
     "quad",
     "save_string",
+    "shapes_of",
     "study",
     "t_star",
     "train_endpoints",

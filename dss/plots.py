@@ -74,17 +74,19 @@ def means(
             axis.axhline(lines[column], color="0.4", linestyle="--", linewidth=1)
         if log_x:
             axis.set_xscale("log")
+            narrow = table[x].max() < 20 * table[x].min()
+            _plain_ticks(axis.xaxis, (1, 2, 5) if narrow else (1,))
+            if table[x].nunique() <= 4:
+                axis.set_xticks(table[x].unique())
         if column in log:
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-            axis.yaxis.set_minor_formatter(NullFormatter())
+            _plain_ticks(axis.yaxis, (1, 2, 5))
         if column == "fraction":
-            axis.set_ylim(-0.05, 1.12)
+            axis.set_ylim(-0.05, 1.05)
         if column == "fraction" and len(groups) == 1:
             for _, row in table.iterrows():
                 text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
-                axis.annotate(text, (row[x], 1.03), ha="center", fontsize=8)
+                axis.annotate(text, (row[x], -0.03), ha="center", rotation=90, fontsize=8)
         axis.set_ylabel(label)
     for axis in axes[-1]:
         axis.set_xlabel(x_label)
@@ -128,6 +130,7 @@ def curves(
         axis.annotate("$L_0$", (1.01, L0), xycoords=("axes fraction", "data"), va="center")
     if log_y:
         axis.set_yscale("log")
+        _plain_ticks(axis.yaxis, (1, 2, 5) if table[y].max() < 100 * table[y].min() else (1,))
     axis.set(xlabel=x_label, ylabel=y_label)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -307,6 +310,13 @@ def predictions(
     handles, names = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     return figure
+
+
+def _plain_ticks(axis, steps: Sequence[int]) -> None:
+    """Label a logarithmic axis 0.1, 0.2, 0.5, 1 and not 2 x 10^-1."""
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def integer_axis(figure: Figure) -> Figure:

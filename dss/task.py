@@ -118,6 +118,26 @@ class Task:
                     values[rows] += value if share == 1 else share * value
         return values
 
+    def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
+        """What each network answers to some inputs, without gradient.
+
+        Args:
+            thetas: `(N, P)`.
+            x: `(B, ...)`.
+
+        Returns:
+            `(N, B, ...)` on the task's device.
+
+        Raises:
+            ValueError: the task is an explicit landscape, which has no outputs.
+        """
+        if self.module is None:
+            raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
+        thetas, x = thetas.to(self.device), x.to(self.device, thetas.dtype)
+        with torch.no_grad():
+            rows = self._chunks(len(thetas), len(x))
+            return torch.cat([stacked_outputs(self.module, thetas[r], x) for r in rows])
+
     def gradients(
         self,
         thetas: Tensor,

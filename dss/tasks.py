@@ -128,7 +128,7 @@ def mnist(
     """Handwritten digits, read from `data/` (fetched and checked by `ensure_mnist`).
 
     Args:
-        network: `"cnn"` (conv 5x5-8 and 5x5-16 with stride 2, 10; 6,994 parameters), `"mlp"`
+        network: `"cnn"` (conv 5x5-8 and 5x5-8 with stride 2, 10; 5,746 parameters), `"mlp"`
             (784-32-32-10) or `"authors"` (conv 5x5-32, pool, conv 5x5-64, pool, 1024, dropout .5
             in training, 10; 3.27 million parameters).
         metric: `"loss"` (cross-entropy) or `"error"` (error rate); training descends
@@ -152,7 +152,7 @@ def digits(
     """scikit-learn's bundled 8x8 digits (1,297 to train, 500 to evaluate): needs no download.
 
     Args:
-        network: `"mlp"` (64-32-32-10) or `"cnn"` (as in `mnist`; 1,514 parameters).
+        network: `"mlp"` (64-32-32-10) or `"cnn"` (as in `mnist`; 2,146 parameters).
         metric, n_eval: as in `mnist`; n_eval is 500 by default and at most.
         preset: None; the authors have no script for this data.
 

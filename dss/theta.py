@@ -102,6 +102,30 @@ def segment_lengths(thetas: Tensor, mask: Tensor | None = None) -> Tensor:
     return (steps if mask is None else steps[:, mask]).norm(dim=1)
 
 
+def points_along(thetas: Tensor, position: Tensor) -> Tensor:
+    """Networks on a string at given fractions of its arc length.
+
+    Args:
+        thetas: `(K, P)`, ordered.
+        position: `(m,)` in [0, 1]; 0 and 1 give the ends.
+
+    Returns:
+        `(m, P)` in the dtype of `thetas`.
+
+    Raises:
+        ValueError: a position outside [0, 1].
+    """
+    position = torch.as_tensor(position, dtype=torch.float64, device=thetas.device)
+    if not bool(((position >= 0) & (position <= 1)).all()):
+        raise ValueError(f"position runs from {position.min():g} to {position.max():g}; [0, 1]")
+    length = segment_lengths(thetas)
+    ends = length.cumsum(0)
+    place = position * ends[-1]
+    k = torch.searchsorted(ends, place).clamp(max=len(length) - 1)
+    t = ((place - ends[k] + length[k]) / length[k].clamp(min=1e-300)).clamp(0, 1)
+    return interpolate(thetas[k], thetas[k + 1], t)
+
+
 def normalized_length(thetas: Tensor, mask: Tensor | None = None) -> float:
     """Length of the string through `thetas` over the distance of its ends; 1 for a straight line.
 

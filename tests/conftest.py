@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils import vector_to_parameters
 
 import dss
-from dss import networks
+from dss import networks, sampling
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
@@ -20,6 +20,12 @@ hypothesis.settings.load_profile("dss")
 def seeded():
     """A CPU generator with a given seed."""
     return lambda seed=0: torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def point():
+    """theta from its values, in double precision."""
+    return lambda *values: torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +92,20 @@ def plain_loss():
         module = copy.deepcopy(task.module)
         vector_to_parameters(theta, module.parameters())
         x, y = task.splits[split]
-        return networks.LOSSES[name or task.metric](module(x), y)
+        with torch.no_grad():
+            return networks.LOSSES[name or task.metric](module(x), y)
 
     return loss_of
+
+
+@pytest.fixture
+def beads_given_to_training(monkeypatch):
+    """Every stack of beads as it went into training, and what came out."""
+    seen = []
+
+    def spy(task, thetas, *args, **kwargs):
+        seen.append((thetas.clone(), trained := dss.train_to(task, thetas, *args, **kwargs)))
+        return trained
+
+    monkeypatch.setattr(sampling, "train_to", spy)
+    return seen

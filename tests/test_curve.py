@@ -36,14 +36,6 @@ def test_interpolated_loss_of_many_segments(quad64, quad_pairs, plain_loss):
             assert float(gamma[s, k]) == pytest.approx(float(plain_loss(quad64, theta)), rel=1e-12)
 
 
-def test_interpolated_loss_does_not_depend_on_the_size_of_its_parts(monkeypatch, quad_pairs):
-    task = dss.quad().to(dtype=torch.float64)
-    whole = dss.interpolated_loss(task, quad_pairs.theta_1, quad_pairs.theta_2, n_t=5)
-    monkeypatch.setattr("dss.task.CHUNK_ELEMENTS", {"cpu": 1})
-    parts = dss.interpolated_loss(task, quad_pairs.theta_1, quad_pairs.theta_2, n_t=5)
-    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=0)
-
-
 @pytest.mark.parametrize("centre", [0.0571, 0.3137, 0.5, 0.777])
 def test_maximum_between_grid_points_is_refined(centre):
     task = curve(lambda t: peak(t, centre))

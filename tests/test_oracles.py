@@ -31,8 +31,6 @@ def test_linear_unit_never_connects_below_the_saddle(unit, L0):
     for string in strings:
         assert string.status == DEPTH_EXHAUSTED
         assert string.Gamma_tilde == pytest.approx(1, abs=1e-3)
-        nearest = string.thetas.norm(dim=1).min()
-        assert nearest < 1.5
 
 
 def test_linear_unit_Gamma_tilde_tends_to_one_at_the_origin(unit):

@@ -1,0 +1,152 @@
+"""Networks of one's own: stacked outputs equal the module's, and refusals say what to do."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+
+import dss
+from dss.networks import stacked_outputs
+
+
+class Residual(nn.Sequential):
+    """A Sequential with a forward of its own."""
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Doubled(nn.Linear):
+    """A Linear with a forward of its own."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def reused_activation():
+    relu = nn.ReLU()
+    return nn.Sequential(nn.Linear(3, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2))
+
+
+def reused_layer():
+    layer = nn.Linear(4, 4)
+    return nn.Sequential(nn.Linear(3, 4), layer, nn.Tanh(), layer, nn.Linear(4, 2))
+
+
+MODULES = {
+    "linear": lambda: nn.Linear(3, 2),
+    "mlp": lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+    "no biases": lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.Sigmoid(), nn.Linear(4, 2)),
+    "activation last": lambda: nn.Sequential(nn.Linear(3, 2), nn.Sigmoid()),
+    "flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), nn.Linear(4, 2)),
+    "layer norm": lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)),
+    "reused activation": reused_activation,
+    "reused layer": reused_layer,
+    "own forward": lambda: Residual(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 3)),
+    "own layer": lambda: nn.Sequential(Doubled(3, 4), nn.ReLU(), nn.Linear(4, 2)),
+    "weight norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_stacked_outputs_equal_the_module_one_by_one(kind, n, seeded):
+    module = MODULES[kind]().double()
+    theta = dss.flatten(module)
+    noise = torch.randn(n, len(theta), dtype=torch.float64, generator=seeded(1))
+    thetas = theta + 0.3 * noise
+    x = torch.randn(6, 3, dtype=torch.float64, generator=seeded(2))
+    outputs = stacked_outputs(module, thetas, x)
+    shapes = dss.shapes_of(module)
+    expected = [functional_call(module, dss.unflatten(row, shapes), (x,)) for row in thetas]
+    torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-12, atol=1e-12)
+
+
+def test_linear_layers_act_on_the_last_axis_of_longer_inputs(seeded):
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    x = torch.randn(6, 5, 3, generator=seeded())
+    theta = dss.flatten(module)
+    outputs = stacked_outputs(module, torch.stack([theta, theta]), x)
+    torch.testing.assert_close(outputs[1], module(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture
+def sample(seeded):
+    x = torch.rand(10, 3, generator=seeded())
+    return x, x.sum(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    "module, loss, message",
+    [
+        (nn.Linear(3, 1), "msee", "unknown loss 'msee'; known: 'mse', 'mae'"),
+        (nn.Linear(2, 1), "mse", "train samples do not fit the network"),
+        (nn.Linear(3, 2), "mse", "train samples do not fit the network"),
+        (nn.Linear(3, 1), lambda output, y: (output - y) ** 2, r"is \(2, 1\); a scalar"),
+        (nn.Linear(3, 1), lambda output, y: 1.0, "is float; a scalar"),
+        (nn.ReLU(), "mse", "ReLU has no parameter"),
+    ],
+)
+def test_from_module_refuses(sample, module, loss, message):
+    with pytest.raises(ValueError, match=message):
+        dss.Task.from_module(module, loss, sample, sample)
+
+
+def test_from_module_refuses_samples_that_do_not_belong_together(sample):
+    x, y = sample
+    with pytest.raises(ValueError, match="test: 10 inputs and 4 targets"):
+        dss.Task.from_module(nn.Linear(3, 1), "mse", sample, (x, y[:4]))
+    with pytest.raises(ValueError, match="train: 0 inputs and 0 targets"):
+        dss.Task.from_module(nn.Linear(3, 1), "mse", (x[:0], y[:0]), sample)
+    with pytest.raises(ValueError, match="test samples do not fit"):
+        dss.Task.from_module(nn.Linear(3, 1), "mse", sample, (x, y[:, 0]))
+    with pytest.raises(ValueError, match="unknown loss 'accuracy'"):
+        dss.Task.from_module(nn.Linear(3, 1), "mse", sample, sample, metric="accuracy")
+
+
+def test_from_module_copies_the_module(sample):
+    module = nn.Linear(3, 1)
+    before = dss.flatten(module)
+    task = dss.Task.from_module(module, "mse", sample, sample)
+    dss.train_to(task, before, 1e-9, max_steps=5)
+    assert torch.equal(dss.flatten(module), before)
+    with torch.no_grad():
+        module.weight += 1
+    assert not torch.equal(dss.flatten(task.module), dss.flatten(module))
+
+
+def test_from_module_takes_functions_and_a_metric_of_its_own(sample):
+    def largest_error(output, y):
+        return (output - y).abs().max()
+
+    task = dss.Task.from_module(nn.Linear(3, 1), nn.MSELoss(), sample, sample, largest_error)
+    theta = torch.tensor([[1.0, 1.0, 1.0, 0.25]])
+    assert float(task.losses(theta)) == pytest.approx(0.25)
+    assert float(task.gradients(theta)[0]) == pytest.approx(0.0625)
+    assert task.metric == "largest_error"
+
+
+def test_a_layer_without_reset_parameters_needs_init(sample, seeded):
+    module = nn.Sequential(nn.Linear(3, 1), nn.PReLU())
+    module.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    task = dss.Task.from_module(module, "mse", sample, sample)
+    with pytest.raises(
+        ValueError, match="Sequential has parameters and no reset_parameters.*init="
+    ):
+        task.init(1, seeded())
+
+
+def test_a_search_on_a_network_of_ones_own(sample, seeded):
+    task = dss.Task.from_module(MODULES["layer norm"](), "mse", *_two_targets(sample))
+    found = dss.train_endpoints(task, 2, [0.05], lr=1e-2, max_steps=800)
+    string = dss.find_string(task, *found.thetas[0], 0.05, lr=1e-2, max_depth=3, max_steps=800)
+    assert string.thetas.shape[1] == task.n_params
+    assert string.connected == (string.Gamma_tilde <= 0.05 * (1 + 1e-5))
+
+
+def _two_targets(sample):
+    x, y = sample
+    return (x, torch.cat([y, -y], dim=1)), (x, torch.cat([y, -y], dim=1))

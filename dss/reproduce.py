@@ -183,7 +183,10 @@ def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
 
 
 def _cell_of(failure: Exception, executed: Path) -> str:
-    """Which cell failed.  A dead kernel or a time-out is found as the last cell that began."""
+    """Which cell failed, as the notebook counts, without the parameters that papermill injects.
+
+    A dead kernel or a time-out is found as the last cell that began.
+    """
     import nbformat
 
     number = getattr(failure, "exec_count", None)
@@ -194,7 +197,7 @@ def _cell_of(failure: Exception, executed: Path) -> str:
             i for i, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")
         ]
         number = began[-1] if began else None
-    return f"cell [{number}]" if number else "before the first cell"
+    return f"cell [{number - 1}]" if number else "before the first cell"
 
 
 def _reason(failure: Exception) -> str:

@@ -102,12 +102,8 @@ def test_other_imports_are_let_through(line):
 
 
 def test_import_dss_needs_only_its_dependencies():
-    code = """
-import sys, torch, numpy, pandas, matplotlib, seaborn, safetensors.torch
-before = set(sys.modules)
-import dss, dss.plots
-print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))
-"""
+    code = "import sys, torch; torch_needs = set(sys.modules); import dss; "
+    code += "print(*{name.split('.')[0] for name in set(sys.modules) - torch_needs})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
     )
@@ -125,7 +121,6 @@ METHODS = [getattr(dss.Task, name) for name in ("init", "losses", "gradients", "
 def test_public_names_are_documented(thing):
     doc = inspect.getdoc(thing) or ""
     assert not doc.startswith(f"{thing.__name__}("), "a generated docstring"
-    assert doc.splitlines()[0].endswith((".", "?", "1].", ":")) or "\n" in doc
     assert len(doc) > 40
     if inspect.isclass(thing) and thing is not dss.Results:
         assert "Attributes:" in doc

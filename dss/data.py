@@ -132,16 +132,17 @@ def polynomial_samples(coefficients: list[float], n: int, seed: int) -> tuple[Te
 
 def write(path: Path, content: bytes) -> None:
     """Write a file so that it is never seen half-written; an OSError leaves the old one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as temporary:
-        try:
-            temporary.write(content)
-            temporary.flush()
-            os.fsync(temporary.fileno())
-        except OSError:
-            os.unlink(temporary.name)
-            raise
-    os.chmod(temporary.name, 0o644)
-    os.replace(temporary.name, path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _is_right(path: Path) -> bool:

@@ -165,7 +165,7 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor
         `(N, B, ...)`, differentiable.
     """
     shapes = shapes_of(module)
-    if len(thetas) > 1 and _is_mlp(module):
+    if len(thetas) > 1 and _is_mlp(module, x):
         return _stacked_mlp(module, unflatten(thetas, shapes), x)
 
     def output(theta: Tensor) -> Tensor:
@@ -174,11 +174,18 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor
     return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
 
 
-def _is_mlp(module: nn.Module) -> bool:
-    layers = list(module) if isinstance(module, nn.Sequential) else [None]
-    first = layers[1:] if isinstance(layers[0], nn.Flatten) else layers
-    known = (nn.Linear, *ACTIVATIONS.values())
-    return all(isinstance(layer, known) for layer in first) and isinstance(first[0], nn.Linear)
+def _is_mlp(module: nn.Module, x: Tensor) -> bool:
+    """Exact types only: a subclass, a parametrized or a shared layer may do something else."""
+    layers = list(module) if type(module) is nn.Sequential else [None]
+    flat = type(layers[0]) is nn.Flatten and (layers[0].start_dim, layers[0].end_dim) == (1, -1)
+    rest = layers[1:] if flat else layers
+    known = {nn.Linear, *ACTIVATIONS.values()}
+    return (
+        (flat or x.dim() == 2)
+        and type(rest[0] if rest else None) is nn.Linear
+        and all(type(layer) in known for layer in rest)
+        and len({id(layer) for layer in layers}) == len(layers)
+    )
 
 
 def _stacked_mlp(module: nn.Sequential, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -218,11 +225,21 @@ def check_module(module: nn.Module) -> None:
             )
 
 
-def check_sample(module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str) -> int:
-    """Run two samples once, for errors while the cause is in sight.
+def check_sample(
+    module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str, descends: bool
+) -> int:
+    """Run two samples, for errors while the cause is in sight.
+
+    Args:
+        module, loss, x, y: of a task.
+        split: what messages call the samples.
+        descends: whether the loss must have a gradient.
 
     Returns:
         Values that one sample's activations hold in one network, input included.
+
+    Raises:
+        TypeError, ValueError: as `Task.from_module` says.
     """
     counts = []
     hooks = [
@@ -231,15 +248,20 @@ def check_sample(module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split:
         if not list(m.children())
     ]
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            value = loss(module(x[:2]), y[:2])
+            output, value = module(x[:2]), loss(module(x[:2]), y[:2])
+            if descends and _is(value) and value.dim() == 0:
+                torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
         for name, v in (("x", x), ("y", y)):
             if not v.is_floating_point() and "type" in str(error):
+                needed = (
+                    ("int64", "long") if "to be Long" in str(error) else ("floating point", "float")
+                )
                 raise TypeError(
                     f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
-                    f"floating point: pass {name}.float() ({error})"
+                    f"{needed[0]}: pass {name}.{needed[1]}() ({error})"
                 ) from error
         raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
     finally:
@@ -248,7 +270,12 @@ def check_sample(module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split:
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
         raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
-    return sum(counts) // 2 + x[0].numel()
+    if _is(output) and not torch.equal(output, module(x[:2])):
+        raise ValueError(
+            "the network answers differently to the same input (dropout in its forward?); call "
+            "module.eval() first"
+        )
+    return sum(counts) // 4 + x[0].numel()
 
 
 def _is(value) -> bool:

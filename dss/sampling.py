@@ -16,7 +16,7 @@ from dss.strings import (
 )
 from dss.task import Task
 from dss.theta import check_theta, interpolate
-from dss.train import train_endpoints, train_to
+from dss.train import check_training, train_endpoints, train_to
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def find_strings(
         searched; its string says so in `status`, and names it with its loss in `detail`.
 
     Raises:
-        TypeError: thetas or L0 that are not floating point.
+        TypeError: thetas that are not floating point.
         ValueError: shapes that differ, NaN or inf in theta, or an argument out of range.
 
     Paper: steps 2 to 5, Sec. II.B.
@@ -79,6 +79,7 @@ def find_strings(
     n_pairs, device = len(theta_1), task.device
     L0, alpha = _per_pair(L0, n_pairs, "L0"), _per_pair(alpha, n_pairs, "alpha")
     _check_arguments(L0, alpha, max_depth, n_t, t_star, slack)
+    check_training(optimizer, lr, max_steps, patience, check_every)
     generator = generator or torch.Generator().manual_seed(0)
     seeds = torch.randint(2**62, (max_depth + 1,), generator=generator).tolist()
     limit = L0.to(device) * (1 + 8 * torch.finfo(theta_1.dtype).eps)
@@ -115,7 +116,8 @@ def find_strings(
         failed = ~(found.gamma_max <= slack * limit[pair[left]])
         if depth == 0 and insert_first:
             failed, found.t_star[:] = torch.ones_like(failed), 0.5
-        tested = torch.zeros_like(active).index_fill_(0, pair[left], True)
+        # A pair whose beads all failed has no new segment, but it did spend their steps.
+        tested = (beads_trained > 0).index_fill_(0, pair[left], True)
         Gamma_tilde = settled.scatter_reduce(0, pair[left], found.grid_max, "amax")
         n_open = torch.bincount(pair[left][failed], minlength=n_pairs)
         _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spent)
@@ -270,8 +272,8 @@ def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack) -> None:
     if not bool(((alpha > 0) & (alpha <= 1)).all()):
         bad = alpha[~((alpha > 0) & (alpha <= 1))][0]
         raise ValueError(f"alpha is {float(bad)}; 0 < alpha <= 1 is needed")
-    if max_depth < 0:
-        raise ValueError(f"max_depth is {max_depth}; it must be >= 0")
+    if max_depth < 0 or max_depth != int(max_depth):
+        raise ValueError(f"max_depth is {max_depth}; a whole number >= 0 is needed")
     if max_depth > 40:
         raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
     if n_t < 3:

@@ -1,10 +1,12 @@
 """A string: an ordered chain of networks, and what is known of the loss along it."""
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from dss.data import write
@@ -125,7 +127,9 @@ def save_string(string: String, path: str | Path) -> Path:
         tensors["length_mask"] = string.length_mask.cpu().contiguous()
     names = ("status", "L0", "alpha", "slack", "n_t", "Gamma_tilde", "trace", "detail")
     values = {name: getattr(string, name) for name in names}
-    content = save(tensors, {"format": FORMAT, "string": json.dumps(values)})
+    text = json.dumps(values)
+    metadata = {"format": FORMAT, "string": text, "sha256": _digest(tensors, text)}
+    content = save(tensors, metadata)
     write(path, content)
     return path
 
@@ -157,6 +161,17 @@ def load_string(path: str | Path) -> String:
         check_theta(tensors["thetas"], "thetas", (None, None), finite=True)
         if len(tensors["thetas"]) < 2 or values["status"] not in STATUSES:
             raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
+        if metadata["sha256"] != _digest(tensors, metadata["string"]):
+            raise ValueError("its content does not have the sha256 that it was saved with")
         return String(**tensors, **values)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a readable string file: {error}") from error
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

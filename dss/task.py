@@ -218,7 +218,7 @@ class Task:
             size = max(1, limit // (n_samples * self.n_activations))
             if self.device.type == "cpu" and has_convolution(self.module):
                 size = 1  # a convolution under vmap is a grouped one, slow on CPUs
-        size = math.ceil(n / max(1, math.ceil(n / size)))  # of even sizes
+        size = math.ceil(n / max(1, math.ceil(n / max(1, size))))  # of even sizes
         return [slice(start, start + size) for start in range(0, n, max(1, size))]
 
     @classmethod
@@ -264,13 +264,17 @@ class Task:
             raise ValueError(f"{type(module).__name__} has no parameter to train")
         metric = loss if metric is None else metric
         functions = [lookup(LOSSES, f, "loss") if isinstance(f, str) else f for f in (loss, metric)]
+        first, splits = next(module.parameters()), {}
+        dtype = first.dtype
         for split, (x, y) in (("train", train), ("test", test)):
             if len(x) != len(y) or len(x) == 0:
                 raise ValueError(
                     f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0"
                 )
-            n_activations = max(check_sample(module, f, x, y, split) for f in functions)
-        first = next(module.parameters())
+            x, y = (v.to(dtype) if v.is_floating_point() else v for v in (x, y))
+            splits[split] = (x, y)
+            for function, descends in zip(functions, (True, False), strict=True):
+                n_activations = check_sample(module, function, x, y, split, descends)
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
@@ -280,12 +284,12 @@ class Task:
             module=module,
             loss_function=functions[0],
             metric_function=functions[1],
-            splits={"train": train, "test": test},
+            splits=splits,
             settings=dict(settings or {}),
             batch_size=batch_size,
             eval_chunk=eval_chunk,
             n_activations=n_activations,
-            dtype=first.dtype,
+            dtype=dtype,
         ).to(first.device)
 
 

@@ -197,7 +197,8 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     """MNIST-like tasks; see `mnist` for the arguments."""
     lookup({None: None} | ({"authors": None} if data == "mnist" else {}), preset, "preset")
     if preset == "authors":
-        network, metric, n_eval = "authors", "error", n_eval or 10_000
+        network, metric = "authors", "error"
+        n_eval = 10_000 if n_eval is None else n_eval
     metric_name = lookup({"loss": "cross_entropy", "error": "error"}, metric, "metric")
     networks = {"cnn": small_cnn, "mlp": _image_mlp}
     networks |= {"authors": authors_cnn} if data == "mnist" else {}

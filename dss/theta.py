@@ -7,7 +7,14 @@ from torch import Tensor
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Names and shapes of the parameters of `module`, in the order in which `flatten` lays them."""
+    """Names and shapes of the parameters of a network, in the order in which `flatten` lays them.
+
+    Args:
+        module: the network.
+
+    Returns:
+        Shape by name; `{}` without parameters.
+    """
     return {name: p.shape for name, p in module.named_parameters()}
 
 

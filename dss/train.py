@@ -148,18 +148,16 @@ def train_to(
 
     Paper: steps 1 and 3, Sec. II.B.
     """
-    thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params), finite=True)
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-    if not lr > 0:
-        raise ValueError(f"lr is {lr}; it must be > 0")
-    if max_steps < 0 or patience < 1 or (check_every is not None and check_every < 1):
-        raise ValueError(
-            f"max_steps is {max_steps} (>= 0), patience {patience} (>= 1), "
-            f"check_every {check_every} (>= 1 or None)"
-        )
+    thetas = check_theta(thetas, "thetas", (..., task.n_params), finite=True)
+    thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params))
+    if len(thetas) == 0:
+        raise ValueError("thetas has 0 rows; at least one network is needed")
+    check_training(optimizer, lr, max_steps, patience, check_every)
     n, device = len(thetas), task.device
-    target = torch.as_tensor(target, dtype=torch.float64, device=device).expand(n)
+    target = torch.as_tensor(target, dtype=torch.float64, device=device)
+    if target.shape not in ((), (n,)):
+        raise ValueError(f"target has shape {tuple(target.shape)}; one value or ({n},) is needed")
+    target = target.expand(n)
     if not bool((target > 0).all()):
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
     batches = _batches(task, batch_size, generator)
@@ -203,6 +201,19 @@ def train_to(
         value = task.losses(theta).double()
     reached = losses <= target
     return Trained(result, reached, steps, losses, status)
+
+
+def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
+    """Raise ValueError for an argument of `train_to` that is out of range."""
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}; it must be > 0")
+    if max_steps < 0 or patience < 1 or (check_every is not None and check_every < 1):
+        raise ValueError(
+            f"max_steps is {max_steps} (>= 0), patience {patience} (>= 1), "
+            f"check_every {check_every} (>= 1 or None)"
+        )
 
 
 class _batches(Iterator):

@@ -32,6 +32,15 @@ def test_slack_loosens_the_pair_test_alone(ring, point):
     assert loose.L0 < loose.Gamma_tilde <= loose.slack * loose.L0
 
 
+def test_a_maximum_between_grid_points_fails_the_pair_test(point):
+    task = dss.landscape(lambda theta: torch.exp(-(((theta[..., 0] - 0.45) / 0.2) ** 2)), 1)
+    arguments = {"L0": 0.97, "n_t": 5, "max_depth": 0}
+    string = dss.find_string(task, point(0.0), point(1.0), **arguments)
+    assert string.status == DEPTH_EXHAUSTED
+    assert string.Gamma_tilde == pytest.approx(math.exp(-1 / 16))
+    assert dss.find_string(task, point(0.0), point(1.0), t_star="grid", **arguments).connected
+
+
 def test_max_depth_0_tests_the_straight_line_alone(ring, point):
     string = dss.find_string(ring, point(1, 0), point(-1, 0), 0.1, max_depth=0)
     assert (string.status, string.n_beads, string.depth) == (DEPTH_EXHAUSTED, 0, 0)

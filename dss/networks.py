@@ -201,11 +201,6 @@ def _stacked_mlp(module: nn.Sequential, parameters: Mapping[str, Tensor], x: Ten
     return h.transpose(1, 2)
 
 
-def has_convolution(module: nn.Module) -> bool:
-    """Whether any layer convolves."""
-    return any(isinstance(m, nn.modules.conv._ConvNd) for m in module.modules())
-
-
 def check_module(module: nn.Module) -> None:
     """Refuse layers whose output is not a function of the interpolated parameters alone."""
     for name, layer in module.named_modules():

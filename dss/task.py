@@ -13,15 +13,16 @@ from dss.networks import (
     LOSSES,
     check_module,
     check_sample,
-    has_convolution,
     lookup,
     reset_parameters_of,
     stacked_outputs,
 )
 from dss.theta import check_theta, shapes_of
 
-# Activations that one chunk of networks may hold. Small enough to stay in a CPU's last-level
-# cache, large enough to fill a GPU (tests/benchmarks/chunks.py measures both).
+# Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
+# On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
+# thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
+# (`make bench` measures it).
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 
 
@@ -216,8 +217,6 @@ class Task:
         if self.module is not None:
             limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
             size = max(1, limit // (n_samples * self.n_activations))
-            if self.device.type == "cpu" and has_convolution(self.module):
-                size = 1  # a convolution under vmap is a grouped one, slow on CPUs
         size = math.ceil(n / max(1, math.ceil(n / max(1, size))))  # of even sizes
         return [slice(start, start + size) for start in range(0, n, max(1, size))]
 

@@ -207,7 +207,7 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     n_eval = min(1_000, len(x_test)) if n_eval is None else n_eval
     if not 1 <= n_eval <= len(x_test):
         raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
-    settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 128}
+    settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 128, "patience": 3_000}
     if preset == "authors":
         settings = {
             "optimizer": "adam",
@@ -219,6 +219,8 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
             "t_star": "grid",
             "insert_first": True,
             "max_depth": 10,
+            "max_steps": 100_000,
+            "patience": 20_000,
             "check_every": 100,
         }
     module = build(x_test.shape[-1])

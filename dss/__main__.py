@@ -112,14 +112,19 @@ def _app():
             if not (name and equals):
                 raise ValueError(f"-p {pair}: NAME=VALUE is needed")
             try:
-                value = yaml.safe_load(text)
-                # YAML 1.1 reads 1e-3 as a string
-                values[name] = float(value) if isinstance(value, str) else value
+                values[name] = _number(yaml.safe_load(text))
             except yaml.YAMLError as error:
                 raise ValueError(f"-p {pair}: {text!r} is not a plain value ({error})") from error
-            except ValueError:
-                values[name] = value
         return values
+
+    def _number(value):
+        """YAML 1.1 reads 1e-3 as a string; make it the number that it is."""
+        if isinstance(value, list):
+            return [_number(item) for item in value]
+        try:
+            return float(value) if isinstance(value, str) else value
+        except ValueError:
+            return value
 
     return app
 

@@ -67,7 +67,7 @@ def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Ten
     length = segment_lengths(thetas)
     begin = length.cumsum(0) - length
     position = begin[:, None] + length[:, None] * _grid(n_t).to(length.device)
-    return position / length.sum(), gamma
+    return position / length.sum().clamp(min=1e-300), gamma
 
 
 def t_star(
@@ -112,6 +112,7 @@ def segment_maxima(
         raise ValueError(f"unknown t_star {rule!r}; known: {', '.join(map(repr, T_RULES))}")
     t = _grid(n_t)
     gamma = _gamma(task, theta_1, theta_2, t).double()
+    gamma = torch.where(torch.isnan(gamma), torch.inf, gamma)  # no loss is not a low loss
     t = t.to(gamma.device)
     grid_max = gamma.amax(dim=1)
     # Of equal maxima the one nearest to the middle, so that a reversed segment gives 1 - t*.
@@ -163,6 +164,7 @@ def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
         bad = ~torch.isfinite(u) | (u <= a) | (u >= b) | ((u - m).abs() < 1e-3 * (b - a))
         u = torch.where(bad, half, u)
         fu = task.losses(interpolate(theta_1, theta_2, u)).double()
+        fu = torch.where(torch.isnan(fu), torch.inf, fu)
         left, better = u < m, fu > fm
         # The better of m and u becomes the middle, the other one a border on its side.
         a, fa = _pick(better & ~left, (m, fm), _pick(~better & left, (u, fu), (a, fa)))

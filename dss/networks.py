@@ -15,8 +15,12 @@ from dss.theta import shapes_of, unflatten
 
 
 def error_rate(output: Tensor, y: Tensor) -> Tensor:
-    """Fraction of samples whose largest output is not the label; output `(B, C)`, y `(B,)`."""
-    return (output.argmax(dim=1) != y).to(output.dtype).mean()
+    """Fraction of samples whose largest output is not the label; output `(B, C)`, y `(B,)`.
+
+    An output with NaN has no largest one; it makes the rate NaN.
+    """
+    wrong = (output.argmax(dim=1) != y).to(output.dtype)
+    return torch.where(output.isnan().any(dim=1), torch.nan, wrong).mean()
 
 
 def cross_entropy_of_softmax(output: Tensor, y: Tensor) -> Tensor:
@@ -45,7 +49,9 @@ def mlp(widths: list[int], activation: str = "relu", bias: bool = True) -> nn.Se
     return nn.Sequential(*[m for layer in layers[:-1] for m in (layer, act())], layers[-1])
 
 
-def small_cnn(side: int) -> nn.Module:
+def small_cnn(side: int) -> nn.Sequential:
+    """Two convolutions 5x5 with 8 channels and stride 2, and a linear layer to 10 classes."""
+
     def halve(n: int) -> int:
         return (n - 5 + 2 * 2) // 2 + 1
 
@@ -75,7 +81,8 @@ class DropoutSequential(nn.Sequential):
         return x
 
 
-def authors_cnn(side: int) -> nn.Module:
+def authors_cnn(side: int) -> nn.Sequential:
+    """The network of the authors' MNIST script; dropout acts only when it is given a mask."""
     return DropoutSequential(
         nn.Conv2d(1, 32, 5, padding=2),
         nn.ReLU(),
@@ -92,6 +99,7 @@ def authors_cnn(side: int) -> nn.Module:
 
 
 def authors_dropout(n: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor]:
+    """The mask `(n, 1024)` for one batch: every unit is kept with probability .5."""
     return (torch.rand(n, 1024, generator=generator).lt(0.5).to(device),)
 
 
@@ -180,7 +188,8 @@ def _is_mlp(module: nn.Module, x: Tensor) -> bool:
     flat = type(layers[0]) is nn.Flatten and (layers[0].start_dim, layers[0].end_dim) == (1, -1)
     rest = layers[1:] if flat else layers
     known = {nn.Linear, *ACTIVATIONS.values()}
-    return (
+    hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
+    return not hooks and (
         (flat or x.dim() == 2)
         and type(rest[0] if rest else None) is nn.Linear
         and all(type(layer) in known for layer in rest)
@@ -236,6 +245,7 @@ def check_sample(
     Raises:
         TypeError, ValueError: as `Task.from_module` says.
     """
+    module.requires_grad_(True)
     counts = []
     hooks = [
         m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
@@ -245,7 +255,7 @@ def check_sample(
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            output, value = module(x[:2]), loss(module(x[:2]), y[:2])
+            output, value = module(x[:64]), loss(module(x[:2]), y[:2])
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
@@ -265,12 +275,23 @@ def check_sample(
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
         raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
-    if _is(output) and not torch.equal(output, module(x[:2])):
+    answers = [module(x[:64]) for _ in range(2)]
+    if _is(output) and not all(torch.equal(output, again) for again in answers):
         raise ValueError(
             "the network answers differently to the same input (dropout in its forward?); call "
             "module.eval() first"
         )
-    return sum(counts) // 4 + x[0].numel()
+    return sum(counts) // (2 + len(x[:64])) + x[0].numel()
+
+
+def can_be_stacked(module: nn.Module, x: Tensor) -> bool:
+    """Whether torch can run two such networks under vmap; recurrent layers it cannot."""
+    thetas = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).repeat(2, 1)
+    try:
+        stacked_outputs(module, thetas.requires_grad_(), x[:2]).sum().backward()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is(value) -> bool:

@@ -156,8 +156,6 @@ def _run(name, size, parameters, folder, cell_timeout, save_outputs) -> Outcome:
         figures = _move_into_place(name, stage, folder)
         if save_outputs:
             _save_outputs(name, executed)
-    except KeyboardInterrupt:
-        raise
     except Exception as failure:
         error = f"{_cell_of(failure, executed)}: {_reason(failure)}"
     finally:

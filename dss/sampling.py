@@ -16,7 +16,7 @@ from dss.strings import (
 )
 from dss.task import Task
 from dss.theta import check_theta, interpolate
-from dss.train import check_training, train_endpoints, train_to
+from dss.train import check_training, rounding, train_endpoints, train_to
 
 log = logging.getLogger(__name__)
 
@@ -70,19 +70,22 @@ def find_strings(
         ValueError: shapes that differ, NaN or inf in theta, or an argument out of range.
 
     Paper: steps 2 to 5, Sec. II.B.
-    Differs: a pair is tested before its first bead (`insert_first=False`).  Tests allow for
-        rounding, 8 machine epsilons of the thetas' dtype.  With full batches a bead that starts
+    Differs: a pair is tested before its first bead (`insert_first=False`).  A bead that cannot be
+        trained ends the search of its pair, whose other branches the paper would go on with to no
+        avail.  Tests allow for rounding, 8 machine epsilons of the thetas' dtype and 1e-5 at most.
+        With full batches a bead that starts
         at a stationary point, which gradient descent cannot leave, is moved by 1 % of its segment
         in a random direction.
     """
     theta_1, theta_2 = _check_pairs(task, theta_1, theta_2)
     n_pairs, device = len(theta_1), task.device
     L0, alpha = _per_pair(L0, n_pairs, "L0"), _per_pair(alpha, n_pairs, "alpha")
-    _check_arguments(L0, alpha, max_depth, n_t, t_star, slack)
+    _check_arguments(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
+    slack, n_t, max_depth = float(slack), int(n_t), int(max_depth)
     check_training(optimizer, lr, max_steps, patience, check_every)
     generator = generator or torch.Generator().manual_seed(0)
     seeds = torch.randint(2**62, (max_depth + 1,), generator=generator).tolist()
-    limit = L0.to(device) * (1 + 8 * torch.finfo(theta_1.dtype).eps)
+    limit = L0.to(device) * (1 + rounding(theta_1.dtype))
     training = {
         "optimizer": optimizer,
         "lr": lr,
@@ -107,6 +110,7 @@ def find_strings(
     settled = torch.full((n_pairs,), -torch.inf, dtype=torch.float64, device=device)
     beads_trained = torch.zeros(n_pairs, dtype=torch.int64, device=device)
     steps_spent = torch.zeros_like(beads_trained)
+    n_stalled = torch.zeros_like(beads_trained)
     trace: list[list[dict]] = [[] for _ in range(n_pairs)]
     status = [DEPTH_EXHAUSTED if ok else ENDPOINT_ABOVE_L0 for ok in searched.tolist()]
     detail = _name_endpoints(ends.reshape(2, n_pairs), searched, L0)
@@ -120,7 +124,7 @@ def find_strings(
         tested = (beads_trained > 0).index_fill_(0, pair[left], True)
         Gamma_tilde = settled.scatter_reduce(0, pair[left], found.grid_max, "amax")
         n_open = torch.bincount(pair[left][failed], minlength=n_pairs)
-        _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spent)
+        _record(trace, tested, depth, Gamma_tilde, n_open + n_stalled, beads_trained, steps_spent)
         for m in (active & (n_open == 0)).nonzero()[:, 0].tolist():
             status[m] = CONNECTED
         active &= n_open > 0
@@ -149,6 +153,7 @@ def find_strings(
             )
         # A segment whose bead failed stays as it is; the others are replaced by their halves.
         good = trained.reached
+        n_stalled += torch.bincount(of[~good], minlength=n_pairs)
         settled.scatter_reduce_(0, of[~good], found.grid_max[split][~good], "amax")
         left, right, of, t = left[good], right[good], of[good], t[good]
         new = torch.arange(len(thetas), len(thetas) + len(left), device=device)
@@ -266,7 +271,7 @@ def _per_pair(value: float | Tensor, n_pairs: int, name: str) -> Tensor:
     return value.expand(n_pairs)
 
 
-def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack) -> None:
+def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack, insert_first) -> None:
     if not bool(((L0 > 0) & torch.isfinite(L0)).all()):
         raise ValueError(f"L0 is {L0[~(L0 > 0)].tolist() or L0.tolist()}; finite and > 0 is needed")
     if not bool(((alpha > 0) & (alpha <= 1)).all()):
@@ -276,7 +281,9 @@ def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack) -> None:
         raise ValueError(f"max_depth is {max_depth}; a whole number >= 0 is needed")
     if max_depth > 40:
         raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
-    if n_t < 3:
+    if insert_first and max_depth < 1:
+        raise ValueError("max_depth is 0; insert_first=True needs a depth of at least 1")
+    if n_t < 3 or n_t != int(n_t):
         raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
     if t_star not in T_RULES:
         raise ValueError(f"unknown t_star {t_star!r}; known: {', '.join(map(repr, T_RULES))}")

@@ -1,69 +1,106 @@
 """Intervals over pairs, and fitted exponents, for the tables behind the figures."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 
 
-def summarise(table: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
-    """Fraction connected, and means over connected pairs, with 95 % intervals over pairs.
+def summarise(
+    table: pd.DataFrame,
+    by: list[str],
+    columns: list[str],
+    over: str = "connected",
+    statistic: Callable = np.mean,
+) -> pd.DataFrame:
+    """Fraction connected, and means over pairs, with 95 % intervals over pairs.
 
     Args:
-        table: a row per pair (`String.summary`), with a bool column `connected`.
+        table: a row per pair (`String.summary`); with `over="connected"` a bool column `connected`.
         by: columns that define a group.
-        columns: numeric columns to average over the connected pairs of a group.
+        columns: numeric columns to average over the pairs of a group.
+        over: `"connected"` for the pairs that connected, `"all"` for all (and no fraction).
+        statistic: `np.mean` or `np.median`.
 
     Returns:
-        A row per group: `n_pairs`, `n_connected`, `fraction` with Wilson's interval, and per
+        A row per group: `n_pairs`; `n_connected`, `fraction` with Wilson's interval; and per
         column its mean with the bootstrap's percentile interval (9,999 resamples, seed 0; NaN with
-        fewer than 2 pairs), as `<name>`, `<name>_low`, `<name>_high`.
+        fewer than 5 pairs, where it would be much too narrow), as `<name>`, `<name>_low`,
+        `<name>_high`.
+
+    Raises:
+        ValueError: `over` is something else.
     """
+    if over not in ("connected", "all"):
+        raise ValueError(f"over is {over!r}; 'connected' and 'all' are known")
     from scipy import stats
 
     rows = []
     for key, group in table.groupby(by, sort=False):
         row = dict(zip(by, key, strict=True))
-        n, k = len(group), int(group.connected.sum())
-        wilson = stats.binomtest(k, n).proportion_ci(method="wilson")
-        row |= {"n_pairs": n, "n_connected": k, "fraction": k / n}
-        row |= {"fraction_low": wilson.low, "fraction_high": wilson.high}
+        row["n_pairs"] = n = len(group)
+        if over == "connected":
+            k = int(group.connected.sum())
+            wilson = stats.binomtest(k, n).proportion_ci(method="wilson")
+            row |= {"n_connected": k, "fraction": k / n}
+            row |= {"fraction_low": wilson.low, "fraction_high": wilson.high}
+            group = group[group.connected]
         for column in columns:
-            values = group.loc[group.connected, column].to_numpy(float)
-            low, high = np.nan, np.nan
-            if len(values) > 1 and np.ptp(values) == 0:
+            values = group[column].dropna().to_numpy(float)
+            low = high = np.nan
+            if len(values) >= 5 and np.ptp(values) == 0:
                 low = high = values[0]
-            elif len(values) > 1:
-                found = stats.bootstrap((values,), np.mean, method="percentile", rng=0)
+            elif len(values) >= 5:
+                found = stats.bootstrap((values,), statistic, method="percentile", rng=0)
                 low, high = found.confidence_interval
-            mean = values.mean() if len(values) else np.nan
+            mean = statistic(values) if len(values) else np.nan
             row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def exponent(
-    x: np.ndarray, y: np.ndarray, n_resamples: int = 2_000, seed: int = 0
-) -> tuple[float, float, float]:
+    x: pd.Series, y: pd.Series, cluster: pd.Series | None = None, n_resamples: int = 1_000
+) -> dict[str, float]:
     """Slope of log mean(y | x) against log x, with its 95 % bootstrap interval over pairs.
+
+    The interval speaks of the pairs that were drawn.  It says nothing of whether a power law fits:
+    for that look at `steepest` and `flattest`.
 
     Args:
         x: `(n,)` > 0, the threshold of each pair; pairs with one x form a group.
         y: `(n,)`, what was measured of each pair; the mean of a group must be > 0.
-        n_resamples: bootstrap resamples, within groups.
-        seed: of the resampling.
+        cluster: `(n,)`, which rows are resampled together (one pair at several x); by default each
+            row on its own, within its group.
+        n_resamples: of the bootstrap, seed 0.
 
     Returns:
-        (slope, low, high); NaN with fewer than two groups.
+        `exponent`, `low`, `high`, and `steepest` and `flattest`, the extremes of the slopes between
+        neighbouring x; NaN with fewer than two groups.
     """
-    x, y = np.asarray(x, float), np.asarray(y, float)
-    groups = [y[x == value] for value in np.unique(x)]
-    keep = [g.mean() > 0 for g in groups]
-    log_x = np.log(np.unique(x)[keep])
-    groups = [g for g, k in zip(groups, keep, strict=True) if k]
-    if len(groups) < 2:
-        return np.nan, np.nan, np.nan
-    rng = np.random.default_rng(seed)
-    means = np.stack([rng.choice(g, (n_resamples, len(g))).mean(axis=1) for g in groups])
-    slopes = np.polyfit(log_x, np.log(np.maximum(means, 1e-9)), 1)[0]
-    slope = np.polyfit(log_x, np.log([g.mean() for g in groups]), 1)[0]
-    low, high = np.percentile(slopes, [2.5, 97.5])
-    return float(slope), float(low), float(high)
+    frame = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
+    frame["cluster"] = np.arange(len(frame)) if cluster is None else np.asarray(cluster)
+    names = ("exponent", "low", "high", "steepest", "flattest")
+    if frame.x.nunique() < 2:
+        return dict.fromkeys(names, np.nan)
+    # Sums and counts per cluster and x: a resample is a vector of how often each cluster is drawn.
+    sums = frame.pivot_table(index="cluster", columns="x", values="y", aggfunc="sum").fillna(0)
+    counts = frame.pivot_table(index="cluster", columns="x", values="y", aggfunc="count").fillna(0)
+    log_x, rng, n = np.log(sums.columns.to_numpy()), np.random.default_rng(0), len(sums)
+
+    def log_means(weights: np.ndarray) -> np.ndarray:
+        total = np.maximum(weights @ counts.to_numpy(), 1e-9)
+        return np.log(np.maximum(weights @ sums.to_numpy() / total, 1e-9))
+
+    here = log_means(np.ones(n))
+    if cluster is None:  # strata: as many of each x as there were
+        draws = np.zeros((n_resamples, n))
+        for value in sums.columns:
+            rows = np.flatnonzero(counts[value].to_numpy())
+            draws[:, rows] = rng.multinomial(len(rows), [1 / len(rows)] * len(rows), n_resamples)
+    else:
+        draws = rng.multinomial(n, [1 / n] * n, n_resamples)
+    low, high = np.percentile(np.polyfit(log_x, log_means(draws).T, 1)[0], [2.5, 97.5])
+    local = np.diff(here) / np.diff(log_x)
+    values = np.polyfit(log_x, here, 1)[0], low, high, local.min(), local.max()
+    return dict(zip(names, map(float, values), strict=True))

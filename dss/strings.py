@@ -37,7 +37,7 @@ class String:
         Gamma_tilde: largest gamma on those grids, over all neighbours (Eq. 4); NaN when the
             search never began.  Neighbours that passed the test also passed it at their refined
             maximum, which may lie a little above the grid's.
-        trace: per depth `depth`, `Gamma_tilde`, `open_segments` (that failed the pair test),
+        trace: per depth `depth`, `Gamma_tilde`, `open_segments` (above the threshold),
             `beads_trained` and `gradient_steps` (spent to get to this depth).
         detail: what else there is to say of the status; may be empty.
         length_mask: `(P,)` bool, the parameters that count in the length; None: all.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dss.networks import (
     LOSSES,
+    can_be_stacked,
     check_module,
     check_sample,
     lookup,
@@ -58,6 +59,7 @@ class Task:
     eval_chunk: int | None = None
     noise: Callable | None = field(default=None, repr=False)
     n_activations: int = field(default=1, repr=False)
+    stacks: bool = field(default=True, repr=False)
     length_mask: Tensor | None = field(default=None, repr=False)
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -134,7 +136,8 @@ class Task:
         """
         if self.module is None:
             raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
-        thetas, x = thetas.to(self.device), x.to(self.device, thetas.dtype)
+        thetas, x = thetas.to(self.device), x.to(self.device)
+        x = x.to(thetas.dtype) if x.is_floating_point() else x
         with torch.no_grad():
             rows = self._chunks(len(thetas), len(x))
             return torch.cat([stacked_outputs(self.module, thetas[r], x) for r in rows])
@@ -213,8 +216,8 @@ class Task:
 
     def _chunks(self, n: int, n_samples: int) -> list[slice]:
         """Cut `n` networks into groups that run side by side."""
-        size = n
-        if self.module is not None:
+        size = n if self.stacks else 1
+        if self.module is not None and self.stacks:
             limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
             size = max(1, limit // (n_samples * self.n_activations))
         size = math.ceil(n / max(1, math.ceil(n / max(1, size))))  # of even sizes
@@ -288,6 +291,7 @@ class Task:
             batch_size=batch_size,
             eval_chunk=eval_chunk,
             n_activations=n_activations,
+            stacks=can_be_stacked(module, splits["train"][0]),
             dtype=dtype,
         ).to(first.device)
 

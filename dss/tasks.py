@@ -38,7 +38,8 @@ def quad(
         activation: `"relu"` (the draft), `"sigmoid"` or `"tanh"`.
         loss: `"mse"`, `"mae"` or `"huber"` (delta 0.1); also the metric.
         preset: None for the draft, `"authors"` for the authors' published script, which sets
-            network, loss, initial values, sample sizes and `settings`.
+            network, loss, initial values, sample sizes and `settings`, whatever the other
+            arguments say.
         hidden: widths of the hidden layers.
         n_train, n_eval: sizes of the two fixed samples, x uniform on [0, 1].
 

@@ -22,9 +22,8 @@ def flatten(source: torch.nn.Module | Mapping[str, Tensor]) -> Tensor:
     """One flat vector that holds every parameter of a network.
 
     Args:
-        source: a module, or a mapping from parameter names to tensors of shape `(*shape)` or, for
-            a stack of networks, `(N, *shape)`.  A stack is recognised by `unflatten` only, so a
-            mapping is always taken as one network.
+        source: a module, or a mapping from parameter names to the tensors of one network (not of
+            a stack).
 
     Returns:
         theta `(P,)`, a copy, on the device of the parameters.
@@ -86,10 +85,10 @@ def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:
     """
     check_theta(theta_1, "theta_1")
     check_theta(theta_2, "theta_2")
-    if theta_1.shape != theta_2.shape:
+    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
         raise ValueError(
-            f"theta_1 has shape {tuple(theta_1.shape)} and theta_2 {tuple(theta_2.shape)}; "
-            "both must be the same"
+            f"theta_1 has shape {tuple(theta_1.shape)}, {theta_1.dtype}, and theta_2 "
+            f"{tuple(theta_2.shape)}, {theta_2.dtype}; both must be the same"
         )
     t = torch.as_tensor(t, dtype=theta_1.dtype, device=theta_1.device)[..., None]
     return torch.lerp(theta_1, theta_2, t)

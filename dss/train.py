@@ -80,7 +80,9 @@ def train_endpoints(
     Paper: step 1, Sec. II.B.
     """
     generator = generator or torch.Generator().manual_seed(0)
-    targets = torch.as_tensor(L0, dtype=torch.float64)
+    if n < 1:
+        raise ValueError(f"n is {n}; at least one network is needed")
+    targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
     found: list[list[Tensor]] = [[] for _ in targets]
     steps: list[list[int]] = [[] for _ in targets]
     drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
@@ -123,6 +125,8 @@ def train_to(
 ) -> Trained:
     """Descend the training loss of each network until its metric is at or below `target`.
 
+    "At" allows for rounding, 8 machine epsilons of the thetas' dtype and 1e-5 at most.
+
     Every network is its own descent; those that are done leave the batch with their optimiser
     state.  All share one data order, drawn from `generator`, so that a network trained alone sees
     the same batches as in a stack.
@@ -158,6 +162,7 @@ def train_to(
     if target.shape not in ((), (n,)):
         raise ValueError(f"target has shape {tuple(target.shape)}; one value or ({n},) is needed")
     target = target.expand(n)
+    target = target * (1 + rounding(thetas.dtype))
     if not bool((target > 0).all()):
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
     batches = _batches(task, batch_size, generator)
@@ -199,12 +204,20 @@ def train_to(
             descent.step()
             step += 1
         value = task.losses(theta).double()
-    reached = losses <= target
+    reached = (losses <= target) & torch.isfinite(result).all(dim=1)
     return Trained(result, reached, steps, losses, status)
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """Relative margin by which a loss at a threshold may lie above it: 8 epsilons, 1e-5 at most."""
+    return min(8 * torch.finfo(dtype).eps, 1e-5)
 
 
 def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
     """Raise ValueError for an argument of `train_to` that is out of range."""
+    for name, value in (("max_steps", max_steps), ("patience", patience)):
+        if value != int(value):
+            raise ValueError(f"{name} is {value}; a whole number is needed")
     if optimizer not in OPTIMIZERS:
         raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     if not lr > 0:

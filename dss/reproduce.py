@@ -125,12 +125,15 @@ def reproduce(
     with tqdm(total=len(jobs), unit="notebook", position=0) as bar:
         for name, chosen in jobs.items():
             bar.set_description(name)
-            outcomes.append(_run(name, size, chosen, folder, cell_timeout, save_outputs))
+            outcomes.append(_run(name, size, chosen, folder, cell_timeout))
             bar.update()
+    for outcome in outcomes:
+        if save_outputs and not outcome.error:
+            _save_outputs(outcome.name, PROJECT / "runs" / size / f"{outcome.name}.ipynb")
     return outcomes
 
 
-def _run(name, size, parameters, folder, cell_timeout, save_outputs) -> Outcome:
+def _run(name, size, parameters, folder, cell_timeout) -> Outcome:
     """Execute one notebook into a new folder, then move its files into place."""
     import papermill
 
@@ -154,8 +157,6 @@ def _run(name, size, parameters, folder, cell_timeout, save_outputs) -> Outcome:
         if not (stage / "manifest.json").exists():
             raise RuntimeError("it ended without a manifest; its last cell must call run.finish()")
         figures = _move_into_place(name, stage, folder)
-        if save_outputs:
-            _save_outputs(name, executed)
     except Exception as failure:
         error = f"{_cell_of(failure, executed)}: {_reason(failure)}"
     finally:

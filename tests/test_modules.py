@@ -150,3 +150,41 @@ def test_a_search_on_a_network_of_ones_own(sample, seeded):
 def _two_targets(sample):
     x, y = sample
     return (x, torch.cat([y, -y], dim=1)), (x, torch.cat([y, -y], dim=1))
+
+
+def test_a_network_with_nan_has_no_error_rate():
+    x, y = torch.ones(4, 1), torch.zeros(4, dtype=torch.int64)
+    data = {"train": (x, y), "test": (x, y)}
+    task = dss.Task.from_module(nn.Linear(1, 2), "cross_entropy", metric="error", **data)
+    assert task.losses(torch.full((2, 4), torch.nan)).isnan().all()
+    diverged = dss.train_to(task, task.init(1), 1e-9, optimizer="sgd", lr=1e38, max_steps=50)
+    assert not diverged.reached.any() or diverged.thetas.isfinite().all()
+
+
+def test_hooks_act_in_a_stack_too():
+    module = nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+    module[0].register_forward_hook(lambda _module, _input, output: 0 * output)
+    x = torch.linspace(0, 1, 8)[:, None]
+    task = dss.Task.from_module(module, "mse", train=(x, x), test=(x, x))
+    thetas = task.init(3)
+    alone = torch.cat([task.losses(theta[None]) for theta in thetas])
+    torch.testing.assert_close(task.losses(thetas), alone)
+
+
+class Last(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(1, 3, batch_first=True), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def test_a_recurrent_network_runs_one_by_one():
+    x = torch.rand(6, 5, 1)
+    task = dss.Task.from_module(Last(), "mse", train=(x, x[:, 0]), test=(x, x[:, 0]))
+    thetas = task.init(3)
+    alone = torch.cat([task.losses(theta[None]) for theta in thetas])
+    torch.testing.assert_close(task.losses(thetas), alone)
+    losses, gradients = task.gradients(thetas)
+    assert losses.shape == (3,) and gradients.shape == thetas.shape

@@ -82,7 +82,7 @@ def test_files_and_manifest_are_put_into_place(project):
     folder.mkdir(parents=True)
     (folder / "01_good_stale.png").write_text("from an earlier version")
     (folder / "02_other_keep.png").write_text("of another notebook")
-    result = run("-p", "alpha=1e-1", "-p", "values=[3, 4]")
+    result = run("-p", "alpha=1e-1", "-p", "values=[3, 4e-1]")
     assert result.exit_code == 0, result.output
     names = {path.name for path in folder.iterdir()}
     assert names == {
@@ -93,7 +93,7 @@ def test_files_and_manifest_are_put_into_place(project):
     }
     entry = json.loads((folder / "manifest.json").read_text())["01_good_picture.png"]
     assert entry["parameters"]["alpha"] == 0.1
-    assert entry["parameters"]["values"] == [3, 4]
+    assert entry["parameters"]["values"] == [3, 0.4]
     assert "01_good_numbers.csv" in entry["tables"]
 
 

@@ -124,3 +124,19 @@ def test_endpoints_are_kept_whatever_the_status(plateau, status, point):
     string = dss.find_string(plateau, theta_1, theta_2, 0.1, max_depth=max_depth, **QUICK)
     assert string.status == status
     assert torch.equal(string.thetas[[0, -1]], torch.stack([theta_1, theta_2]))
+
+
+@pytest.mark.parametrize("t_star", ["max", "midpoint", "grid"])
+def test_a_segment_without_a_loss_is_not_low(t_star, point):
+    hole = dss.landscape(
+        lambda theta: torch.where(theta[..., 0].abs() < 0.3, torch.nan, 0.1) + 0 * theta[..., 1], 2
+    )
+    string = dss.find_string(hole, point(-1, 0), point(1, 0), 0.2, t_star=t_star, **QUICK)
+    assert not string.connected
+    assert string.Gamma_tilde == math.inf
+
+
+def test_a_stalled_segment_stays_open_in_the_trace(plateau, point):
+    string = dss.find_string(plateau, point(1, 0), point(-1, 0), 0.1, **QUICK)
+    assert string.status == TRAINING_STALLED
+    assert string.trace[-1]["open_segments"] == 1

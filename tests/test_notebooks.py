@@ -1,0 +1,64 @@
+"""The committed notebooks and figures: executed, in style, and made with the defaults."""
+
+import ast
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MANIFEST = json.loads((ROOT / "figures" / "quick" / "manifest.json").read_text())
+
+
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4), request.param
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tagged(notebook, tag):
+    return [cell for cell in code_cells(notebook) if tag in cell.metadata.get("tags", [])]
+
+
+def test_every_cell_was_executed_in_order(notebook):
+    counts = [cell.execution_count for cell in code_cells(notebook[0])]
+    assert counts == list(range(1, len(counts) + 1))
+    assert "papermill" not in notebook[1].read_text()
+
+
+def test_the_check_cell_prints_numbers_and_writes_the_manifest(notebook):
+    (check,) = tagged(notebook[0], "nbval-check-output")
+    assert "assert" in check.source and "run.finish()" in check.source
+    assert len(check.outputs[0].text.splitlines()) >= 3
+
+
+def test_anatomy(notebook):
+    cells = code_cells(notebook[0])
+    assert len(cells) <= 20
+    assert max(cell.source.count("\n") + 1 for cell in cells) <= 25
+    prose = [cell for cell in notebook[0].cells if cell.cell_type == "markdown"]
+    assert len(prose) >= len(cells)
+    defs = [line for cell in cells for line in cell.source.split("\n") if line.startswith("def ")]
+    assert len(defs) <= 1
+
+
+def test_committed_figures_were_made_with_the_defaults(notebook):
+    (cell,) = tagged(notebook[0], "parameters")
+    defaults = {
+        node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body
+    }
+    defaults.pop("out")
+    entries = [v for v in MANIFEST.values() if v["notebook"] == notebook[1].name]
+    assert entries
+    for entry in entries:
+        assert entry["parameters"] == defaults
+
+
+def test_every_figure_is_in_the_manifest():
+    names = {path.name for path in (ROOT / "figures" / "quick").glob("*.png")}
+    assert names == set(MANIFEST)

@@ -1,0 +1,62 @@
+"""Intervals over pairs and fitted exponents."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dss import stats
+
+
+def table(n, n_connected, value=lambda i: float(i)):
+    connected = [i < n_connected for i in range(n)]
+    values = [value(i) for i in range(n)]
+    return pd.DataFrame({"L0": 0.1, "connected": connected, "n_beads": values})
+
+
+def test_the_fraction_has_wilsons_interval():
+    row = stats.summarise(table(20, 15), ["L0"], []).iloc[0]
+    p, n, z = 0.75, 20, 1.959964
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    assert row.fraction == p
+    np.testing.assert_allclose(
+        [row.fraction_low, row.fraction_high], [centre - half, centre + half], rtol=1e-6
+    )
+
+
+def test_means_are_over_connected_pairs_or_over_all():
+    connected = stats.summarise(table(10, 5), ["L0"], ["n_beads"]).iloc[0]
+    assert connected.n_beads == 2 and connected.n_pairs == 10
+    every = stats.summarise(table(10, 5), ["L0"], ["n_beads"], over="all").iloc[0]
+    assert every.n_beads == 4.5 and "fraction" not in every
+    assert every.n_beads_low < 4.5 < every.n_beads_high
+    skewed = table(9, 9, lambda i: 100.0 if i == 8 else 1.0)
+    assert stats.summarise(skewed, ["L0"], ["n_beads"], "all", np.median).n_beads[0] == 1
+
+
+def test_no_interval_from_fewer_than_five_pairs():
+    row = stats.summarise(table(4, 4), ["L0"], ["n_beads"]).iloc[0]
+    assert row.n_beads == 1.5 and np.isnan(row.n_beads_low)
+    with pytest.raises(ValueError, match="over is 'some'"):
+        stats.summarise(table(4, 4), ["L0"], [], over="some")
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_an_exact_power_law_is_found(clustered):
+    x = np.repeat([0.001, 0.01, 0.1], 20)
+    pair = np.tile(np.arange(20), 3)
+    fit = stats.exponent(x, 2 * x**-0.25, pair if clustered else None)
+    np.testing.assert_allclose(list(fit.values()), -0.25, rtol=1e-9)
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says():
+    rng, hits = np.random.default_rng(1), 0
+    x = np.repeat([0.001, 0.01, 0.1], 40)
+    for _ in range(60):
+        fit = stats.exponent(x, x**-0.5 * rng.gamma(4, 0.25, len(x)), n_resamples=300)
+        hits += fit["low"] <= -0.5 <= fit["high"]
+    assert 50 <= hits <= 60
+
+
+def test_one_threshold_has_no_exponent():
+    assert np.isnan(stats.exponent(np.ones(5), np.ones(5))["exponent"])

@@ -228,38 +228,6 @@ def string_3d(strings: Sequence[pd.DataFrame], titles: Sequence[str], L0: float)
     return figure
 
 
-def scatter_bound(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    by: str,
-    x_label: str,
-    y_label: str,
-    log: bool = True,
-) -> Figure:
-    """Points of what was measured against what was predicted, with the line y = x.
-
-    Args:
-        table: a row per point.
-        x, y: columns of the prediction and of the measurement.
-        by: column that tells the groups apart.
-        x_label, y_label: with units.
-        log: both axes logarithmic.
-    """
-    figure, axis = plt.subplots(figsize=(4.2, 3.4))
-    for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
-        axis.scatter(rows[x], rows[y], s=14, alpha=0.6, color=PALETTE[i], marker=MARKERS[i],
-                     label=group, linewidths=0)  # fmt: skip
-    low = min(table[x].min(), table[y].min())
-    high = max(table[x].max(), table[y].max())
-    axis.plot([low, high], [low, high], color="0.4", linestyle="--", linewidth=1)
-    if log:
-        axis.set(xscale="log", yscale="log")
-    axis.set(xlabel=x_label, ylabel=y_label)
-    figure.legend(loc="outside upper center", ncols=2)
-    return figure
-
-
 def image_rows(images: np.ndarray, titles: Sequence[str], row_labels: Sequence[str]) -> Figure:
     """Small images in a grid: a row per filter or digit, a column per position.
 

@@ -171,7 +171,7 @@ def train_to(
     result = thetas.detach().to(device, copy=True)
     losses = task.losses(result).double()
     steps = torch.zeros(n, dtype=torch.int64, device=device)
-    status = ["stalled" if not math.isnan(v) else "not finite" for v in losses.tolist()]
+    status = [""] * n
 
     rows = torch.arange(n, device=device)  # networks that still descend
     theta, best, best_step = result.clone(), losses.clone(), steps.clone()
@@ -181,9 +181,11 @@ def train_to(
         improved = value < (1 - LEAST_PROGRESS) * best
         best = torch.where(improved, value, best)
         best_step = torch.where(improved, step, best_step)
+        # An error rate can be low, and some losses finite, at parameters that are not.
+        finite = torch.isfinite(value) & torch.isfinite(theta).all(dim=1)
         ends = {
-            "reached": value <= target[rows],
-            "not finite": ~torch.isfinite(value),
+            "reached": finite & (value <= target[rows]),
+            "not finite": ~finite,
             "stalled": step - best_step >= patience,
             "budget spent": torch.full_like(rows, step >= max_steps, dtype=torch.bool),
         }
@@ -204,7 +206,7 @@ def train_to(
             descent.step()
             step += 1
         value = task.losses(theta).double()
-    reached = (losses <= target) & torch.isfinite(result).all(dim=1)
+    reached = torch.tensor([reason == "reached" for reason in status], device=device)
     return Trained(result, reached, steps, losses, status)
 
 

@@ -2,9 +2,13 @@
 
 import copy
 import math
+import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +20,8 @@ from dss.networks import (
     check_sample,
     lookup,
     reset_parameters_of,
+    stacked_gradients,
+    stacked_losses,
     stacked_outputs,
 )
 from dss.theta import check_theta, shapes_of
@@ -25,6 +31,9 @@ from dss.theta import check_theta, shapes_of
 # thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
 # (`make bench` measures it).
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +51,8 @@ class Task:
         splits: `train` and `test`, each a pair `(x, y)` on the task's device; empty for a
             landscape.  `test` is chi, the fixed evaluation set of Sec. II.A.
         length_mask: `(P,)` bool, the parameters that count in the normalized length; None: all.
+        memory: MiB that work on this task may hold at a time, beside what it returns; None: a
+            quarter of what is free when the work begins.
     """
 
     name: str
@@ -61,6 +72,7 @@ class Task:
     n_activations: int = field(default=1, repr=False)
     stacks: bool = field(default=True, repr=False)
     length_mask: Tensor | None = field(default=None, repr=False)
+    memory: float | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
 
@@ -108,18 +120,25 @@ class Task:
         if split not in ("test", "train"):
             raise ValueError(f"split is {split!r}; 'test' and 'train' are known")
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
-        x, y = self.splits.get(split, (None, None))
-        n_samples = 1 if x is None else len(x)
-        step = min(self.eval_chunk or n_samples, n_samples)
-        values = torch.zeros(len(thetas), dtype=thetas.dtype, device=self.device)
+        if len(thetas) == 0:
+            return thetas.new_empty(0)
+        if self.function is not None:
+            with torch.no_grad():
+                return self.function(thetas)
+        x, y = self._sample(slice(None), thetas.dtype, split)
+        step = min(self.eval_chunk or len(x), len(x))
+        parts = [slice(start, start + step) for start in range(0, len(x), step)]
+
+        def mean_over_parts(rows: slice) -> Tensor:
+            total = 0
+            for part in parts:
+                outputs = stacked_outputs(self.module, thetas[rows], x[part])
+                value = stacked_losses(self.metric_function, outputs, y[part])
+                total = total + len(y[part]) / len(y) * value if len(parts) > 1 else value
+            return total
+
         with torch.no_grad():
-            for rows in self._chunks(len(thetas), step):
-                for start in range(0, n_samples, step):
-                    part = slice(start, min(start + step, n_samples))
-                    share = (part.stop - start) / n_samples
-                    value = self._values(thetas[rows], self.metric_function, x, y, part)
-                    values[rows] += value if share == 1 else share * value
-        return values
+            return torch.cat(self._by_rows(mean_over_parts, len(thetas), step))
 
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """What each network answers to some inputs, without gradient.
@@ -138,9 +157,12 @@ class Task:
             raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
         thetas, x = thetas.to(self.device), x.to(self.device)
         x = x.to(thetas.dtype) if x.is_floating_point() else x
+
+        def answer(rows: slice) -> Tensor:
+            return stacked_outputs(self.module, thetas[rows], x)
+
         with torch.no_grad():
-            rows = self._chunks(len(thetas), len(x))
-            return torch.cat([stacked_outputs(self.module, thetas[r], x) for r in rows])
+            return torch.cat(self._by_rows(answer, len(thetas), len(x)))
 
     def gradients(
         self,
@@ -158,31 +180,43 @@ class Task:
         Returns:
             losses `(N,)` and gradients `(N, P)`.
         """
-        x, y = self.splits.get("train", (None, None))
-        if isinstance(batch, Tensor):
-            x, y, batch = x[batch], y[batch], slice(None)
-        n_samples = 1 if x is None else len(x)
-        noise = () if self.noise is None else self.noise(n_samples, generator, self.device)
-        losses, gradients = [], []
-        for rows in self._chunks(len(thetas), n_samples):
-            leaf = thetas[rows].detach().requires_grad_()
-            values = self._values(leaf, self.loss_function, x, y, batch, *noise)
-            gradients += torch.autograd.grad(values.sum(), leaf)
-            losses.append(values.detach())
+        if self.function is not None:
+            leaf = thetas.detach().requires_grad_()
+            values = self.function(leaf)
+            return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
+        x, y = self._sample(batch, thetas.dtype, "train")
+        noise = () if self.noise is None else self.noise(len(x), generator, self.device)
+
+        def descend(rows: slice) -> tuple[Tensor, Tensor]:
+            arguments = self.module, self.loss_function, thetas[rows].detach(), x, y, *noise
+            return stacked_gradients(*arguments)
+
+        found = self._by_rows(descend, len(thetas), len(x))
+        if len(found) == 1:
+            return found[0]
+        losses, gradients = zip(*found, strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None):
-        """The same task with its samples on another device or in another precision.
+    def to(
+        self,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        memory: float | None = None,
+    ) -> "Task":
+        """The same task on another device, in another precision, or with another memory budget.
 
         Args:
             device: a torch device; `"auto"` takes CUDA where there is one; None keeps it.
             dtype: floating-point dtype that `init` returns; None keeps it.
+            memory: MiB that work on the task may hold at a time; None keeps it.  Networks are
+                then trained and measured in groups that fit, one network at the least.
 
         Returns:
             A new `Task`; this one stays as it is.
 
         Raises:
             TypeError: dtype is not floating point.
+            ValueError: memory is not > 0.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -192,6 +226,9 @@ class Task:
         if not dtype.is_floating_point:
             raise TypeError(f"dtype is {dtype}; a floating-point dtype is needed")
 
+        if memory is not None and not memory > 0:
+            raise ValueError(f"memory is {memory} MiB; it must be > 0")
+
         def move(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else None)
 
@@ -200,28 +237,40 @@ class Task:
             module=self.module and copy.deepcopy(self.module).to(device, dtype),
             splits={name: (move(x), move(y)) for name, (x, y) in self.splits.items()},
             length_mask=None if self.length_mask is None else self.length_mask.to(device),
+            memory=self.memory if memory is None else memory,
             device=device,
             dtype=dtype,
         )
 
-    def _values(self, thetas, loss, x, y, part, *noise) -> Tensor:
-        """`loss` of each row of `thetas` on the samples `part`: `(N,)`, differentiable."""
-        if self.function is not None:
-            return self.function(thetas)
-        x, y = (v.to(thetas.dtype) if v.is_floating_point() else v for v in (x[part], y[part]))
-        outputs = stacked_outputs(self.module, thetas, x, *noise)
-        if len(thetas) == 1:
-            return loss(outputs[0], y)[None]
-        return torch.vmap(loss, in_dims=(0, None))(outputs, y)
+    def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
+        """How many networks fit the memory budget when each takes `copies` flat vectors."""
+        budget = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
+        return max(1, int(budget / (copies * self.n_params * dtype.itemsize)))
 
-    def _chunks(self, n: int, n_samples: int) -> list[slice]:
-        """Cut `n` networks into groups that run side by side."""
-        size = n if self.stacks else 1
-        if self.module is not None and self.stacks:
-            limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
-            size = max(1, limit // (n_samples * self.n_activations))
-        size = math.ceil(n / max(1, math.ceil(n / max(1, size))))  # of even sizes
-        return [slice(start, start + size) for start in range(0, n, max(1, size))]
+    def _sample(self, part: Tensor | slice, dtype: torch.dtype, split: str) -> tuple:
+        x, y = (v[part] for v in self.splits[split])
+        return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
+
+    def _by_rows(self, work: Callable[[slice], T], n: int, n_samples: int) -> list[T]:
+        """`work` on groups of rows that run side by side; out of CUDA memory, on halves of them."""
+        limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
+        if self.memory is not None:  # a layer's input, output and gradient are held at a time
+            limit = min(limit, self.memory * 2**20 / (4 * self.dtype.itemsize))
+        per_network = n_samples * self.n_activations
+        size = max(1, int(limit / per_network)) if self.stacks else 1
+        size = math.ceil(n / math.ceil(n / size))  # of even sizes
+        start, found = 0, []
+        while start < n:
+            try:
+                found.append(work(slice(start, min(start + size, n))))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                size = math.ceil(size / 2)
+                CHUNK_ELEMENTS[self.device.type] = size * per_network
+            else:
+                start += size
+        return found
 
     @classmethod
     def from_module(
@@ -294,6 +343,20 @@ class Task:
             stacks=can_be_stacked(module, splits["train"][0]),
             dtype=dtype,
         ).to(first.device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could still take on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if not Path("/proc/meminfo").exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (line,) = re.findall(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    free = 1024 * int(line)
+    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(used.read_text()))
+    return max(free, 0)
 
 
 def _name_of(function: str | Callable) -> str:

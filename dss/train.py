@@ -10,12 +10,37 @@ from torch import Tensor
 from dss.task import Task
 from dss.theta import check_theta
 
-# All of them act elementwise: one optimiser over (N, P) is exactly N independent ones.
-OPTIMIZERS = {
-    "rmsprop": torch.optim.RMSprop,
-    "adam": torch.optim.Adam,
-    "sgd": torch.optim.SGD,
-}
+
+def _rmsprop(theta, gradient, state, step, lr) -> None:
+    (square,) = state
+    square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
+    theta.addcdiv_(gradient, square.sqrt().add_(1e-8), value=-lr)
+
+
+def _adam(theta, gradient, state, step, lr) -> None:
+    mean, square = state
+    mean.lerp_(gradient, 0.1)
+    square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+    root = square.sqrt().div_(math.sqrt(1 - 0.999**step)).add_(1e-8)
+    theta.addcdiv_(mean, root, value=-lr / (1 - 0.9**step))
+
+
+def _sgd(theta, gradient, state, step, lr) -> None:
+    theta.add_(gradient, alpha=-lr)
+
+
+# torch.optim's rules with its defaults, in place on `(N, P)`: they act elementwise, so that this is
+# N independent descents.  torch.optim takes longer to call than a small network to differentiate,
+# and knows no rows that leave.  With each rule how many `(N, P)` tensors of state it keeps.
+OPTIMIZERS = {"rmsprop": (_rmsprop, 1), "adam": (_adam, 2), "sgd": (_sgd, 0)}
+
+# Flat vectors that training holds per network: start, result, itself, its gradient in parts and
+# joined, two of the optimiser's state and two of its temporaries.
+TRAINING_COPIES = 9
+
+# With whole batches the metric is followed by the training loss and measured in every step once it
+# may be below this multiple of the target.
+NEAR = 4.0
 
 # A network has to lower its best loss by this fraction within `patience` steps.
 LEAST_PROGRESS = 1e-3
@@ -165,47 +190,88 @@ def train_to(
     target = target * (1 + rounding(thetas.dtype))
     if not bool((target > 0).all()):
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
-    batches = _batches(task, batch_size, generator)
-    check_every = check_every or (1 if batches.whole else 20)
+    generator = generator or torch.Generator().manual_seed(0)
+    thetas = thetas.detach().to(device)
+    begin, longest = generator.get_state(), -1
+    groups = []
+    for rows in torch.arange(n).split(task.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
+        # Every group sees the same batches; the caller's generator ends where the longest one does.
+        own = torch.Generator()
+        own.set_state(begin)
+        batches = _batches(task, batch_size, own)
+        limits = max_steps, patience, check_every
+        rows = rows.to(device)
+        trained = _descend(task, thetas[rows], target[rows], optimizer, lr, batches, *limits)
+        groups.append(trained)
+        if int(trained.steps.max()) > longest:
+            longest = int(trained.steps.max())
+            generator.set_state(own.get_state())
+    if len(groups) == 1:
+        return groups[0]
+    names = ("thetas", "reached", "steps", "losses")
+    joined = {name: torch.cat([getattr(g, name) for g in groups]) for name in names}
+    return Trained(**joined, status=sum((g.status for g in groups), []))
 
-    result = thetas.detach().to(device, copy=True)
+
+def _descend(
+    task, thetas, target, optimizer, lr, batches, max_steps, patience, check_every
+) -> Trained:
+    """`train_to` for networks that fit memory together."""
+    watch = check_every is None and batches.whole and task.module is not None
+    check_every = check_every or (10 if watch else 1 if batches.whole else 20)
+    n, device = len(thetas), task.device
+    result = thetas.clone()
     losses = task.losses(result).double()
     steps = torch.zeros(n, dtype=torch.int64, device=device)
     status = [""] * n
 
     rows = torch.arange(n, device=device)  # networks that still descend
-    theta, best, best_step = result.clone(), losses.clone(), steps.clone()
-    descent = OPTIMIZERS[optimizer]([theta], lr=lr)
-    value, step = losses, 0
+    theta, goal, best_step = result.clone(), target, steps.clone()
+    floor = losses * (1 - LEAST_PROGRESS)  # what counts as an improvement
+    update, n_state = OPTIMIZERS[optimizer]
+    state = [torch.zeros_like(theta) for _ in range(n_state)]
+    value, ratio, step = losses.clone(), torch.ones_like(losses), 0
     while True:
-        improved = value < (1 - LEAST_PROGRESS) * best
-        best = torch.where(improved, value, best)
+        improved = value < floor
+        floor = torch.where(improved, (1 - LEAST_PROGRESS) * value, floor)
         best_step = torch.where(improved, step, best_step)
         # An error rate can be low, and some losses finite, at parameters that are not.
         finite = torch.isfinite(value) & torch.isfinite(theta).all(dim=1)
-        ends = {
-            "reached": finite & (value <= target[rows]),
-            "not finite": ~finite,
-            "stalled": step - best_step >= patience,
-            "budget spent": torch.full_like(rows, step >= max_steps, dtype=torch.bool),
-        }
-        leave = torch.stack(list(ends.values())).any(dim=0)
-        if leave.any():
+        stalled = step - best_step >= patience
+        leave = (value <= goal) | ~finite | stalled
+        if step >= max_steps or leave.any():
+            ends = {
+                "reached": finite & (value <= goal),
+                "not finite": ~finite,
+                "stalled": stalled,
+                "budget spent": torch.full_like(leave, step >= max_steps),
+            }
+            leave = torch.stack(list(ends.values())).any(dim=0)
             gone = rows[leave]
             result[gone], losses[gone], steps[gone] = theta[leave], value[leave], step
             for reason in reversed(ends):
                 for row in rows[ends[reason]].tolist():
                     status[row] = reason
             stay = ~leave
-            rows, best, best_step = rows[stay], best[stay], best_step[stay]
-            if len(rows) == 0:
+            if not stay.any():
                 break
-            theta = _keep(descent, theta, stay)
-        for _ in range(min(check_every, max_steps - step)):
-            theta.grad = task.gradients(theta, next(batches), batches.generator)[1]
-            descent.step()
+            rows, goal, floor, best_step, value, ratio = (
+                v[stay] for v in (rows, goal, floor, best_step, value, ratio)
+            )
+            theta, state = theta[stay], [v[stay] for v in state]
+        near = None
+        while near is None:
+            loss, gradient = task.gradients(theta, next(batches), batches.generator)
+            if step % check_every == 0:
+                ratio = value / loss  # both at this theta
             step += 1
-        value = task.losses(theta).double()
+            update(theta, gradient, state, step, lr)
+            if step % check_every == 0 or step == max_steps:
+                near = slice(None)
+            elif watch:
+                due = (loss * ratio <= NEAR * goal) | (step - best_step >= patience)
+                near = due if due.any() else None
+        value[near] = task.losses(theta[near]).double()
     reached = torch.tensor([reason == "reached" for reason in status], device=device)
     return Trained(result, reached, steps, losses, status)
 
@@ -234,7 +300,7 @@ def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
 class _batches(Iterator):
     """Batches of training indices, epoch after epoch, from one generator."""
 
-    def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator | None):
+    def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator):
         n = len(task.splits["train"][0]) if task.splits else 1
         self.size = batch_size if batch_size is not None else task.batch_size or n
         if not 1 <= self.size:
@@ -242,7 +308,7 @@ class _batches(Iterator):
         self.size = min(self.size, n)
         self.whole = self.size == n
         self.n, self.device, self.order = n, task.device, torch.empty(0, dtype=torch.int64)
-        self.generator = generator or torch.Generator().manual_seed(0)
+        self.generator = generator
 
     def __next__(self) -> Tensor | slice:
         if self.whole:
@@ -251,14 +317,3 @@ class _batches(Iterator):
             self.order = torch.randperm(self.n, generator=self.generator)
         batch, self.order = self.order[: self.size], self.order[self.size :]
         return batch.to(self.device)
-
-
-def _keep(descent: torch.optim.Optimizer, theta: Tensor, stay: Tensor) -> Tensor:
-    """Shrink the optimiser to the rows `stay`; returns its new parameter."""
-    kept, state = theta[stay], descent.state.pop(theta, {})
-    descent.param_groups[0]["params"] = [kept]
-    descent.state[kept] = {
-        name: value[stay] if torch.is_tensor(value) and value.shape == theta.shape else value
-        for name, value in state.items()
-    }
-    return kept

@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From low to high; a module imports from lower lines only.
 LAYERS = [
     {"theta", "data"},
+    {"dense"},
     {"networks"},
     {"task"},
     {"tasks"},

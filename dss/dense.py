@@ -1,0 +1,128 @@
+"""Stacks of fully connected networks: outputs, and gradients without autograd.
+
+Networks as small as the paper's cost less to compute than autograd takes to record.  Samples come
+last, (N, features, B), so that the long axis is contiguous.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+# glibc returns large blocks to the system as soon as they are free, and every step would pay for
+# its pages again.  Freeing a block of just below 32 MiB makes it keep all smaller ones.
+torch.empty(31 * 2**20, dtype=torch.uint8)
+
+# Each in place, and the gradient before it from the gradient behind it and its result.
+ACTIVATIONS = {
+    nn.ReLU: (torch.relu_, lambda gradient, h: aten.threshold_backward(gradient, h, 0)),
+    nn.Sigmoid: (torch.sigmoid_, aten.sigmoid_backward),
+    nn.Tanh: (torch.tanh_, aten.tanh_backward),
+}
+
+
+class Dense(NamedTuple):
+    """A linear layer, the sizes of its parameters, and what follows it."""
+
+    n_out: int
+    n_in: int
+    bias: bool
+    activation: type | None
+
+
+@lru_cache(maxsize=16)
+def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
+    """The layers of a fully connected network, or None for any other.
+
+    Exact types only: a subclass, a hook, a parametrized or a shared layer may do something else.
+
+    Args:
+        module: the network; it must not change afterwards.
+        dim: dimensions of its inputs, the batch included.
+    """
+    layers = list(module) if type(module) is nn.Sequential else []
+    hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
+    if hooks or not layers or len({id(layer) for layer in layers}) < len(layers):
+        return None
+    if type(layers[0]) is nn.Flatten and (layers[0].start_dim, layers[0].end_dim) == (1, -1):
+        layers = layers[1:]
+    elif dim != 2:
+        return None
+    found: list[Dense] = []
+    for layer in layers:
+        if type(layer) is nn.Linear:
+            n_out, n_in = layer.weight.shape
+            found.append(Dense(n_out, n_in, layer.bias is not None, None))
+        elif type(layer) in ACTIVATIONS and found and found[-1].activation is None:
+            found[-1] = found[-1]._replace(activation=type(layer))
+        else:
+            return None
+    return tuple(found) or None
+
+
+def parameters_of(layers: tuple[Dense, ...], thetas: Tensor) -> list[tuple]:
+    """Of every layer the weights `(N, n_out, n_in)` and the biases `(N, n_out, 1)` or None."""
+    sizes = [size for a in layers for size in (a.n_out * a.n_in, a.n_out)[: 1 + a.bias]]
+    parts = iter(torch.split_with_sizes(thetas, sizes, dim=1))
+    return [
+        (next(parts).view(-1, a.n_out, a.n_in), next(parts)[..., None] if a.bias else None)
+        for a in layers
+    ]
+
+
+def results(layers: tuple[Dense, ...], parameters: list[tuple], x: Tensor) -> list[Tensor]:
+    """The result of every layer.
+
+    Args:
+        layers: as `layers_of` gives them.
+        parameters: as `parameters_of` gives them, of N networks.
+        x: `(B, ...)`.
+
+    Returns:
+        x as `(features, B)`, then `(N, n_out, B)` for each layer.
+    """
+    # A transposed single column would have strides that send `baddbmm` down its slow path.
+    h = x.reshape(1, -1) if layers[0].n_in == 1 else x.flatten(1).T
+    found = [h]
+    for (weight, bias), layer in zip(parameters, layers, strict=True):
+        if h.dim() == 2:  # shared by all networks: one matrix product
+            h = (weight.reshape(-1, layer.n_in) @ h).view(-1, layer.n_out, h.shape[1])
+            h = h if bias is None else h.add_(bias)
+        else:
+            h = weight @ h if bias is None else torch.baddbmm(bias, weight, h)
+        if layer.activation is not None:
+            h = ACTIVATIONS[layer.activation][0](h)
+        found.append(h)
+    return found
+
+
+def gradients(
+    layers: tuple[Dense, ...], parameters: list[tuple], found: list[Tensor], slope: Tensor
+) -> Tensor:
+    """Gradients with respect to the parameters, by the chain rule from the last layer back.
+
+    Args:
+        layers, parameters: as in `results`.
+        found: what `results` returned.
+        slope: `(N, n_out, B)`, derivative of each network's loss by its outputs.
+
+    Returns:
+        `(N, P)`.
+    """
+    parts: list[Tensor] = []
+    for i in reversed(range(len(layers))):
+        h, activation = found[i], layers[i].activation
+        if activation is not None:
+            slope = ACTIVATIONS[activation][1](slope, found[i + 1])
+        if layers[i].bias:
+            parts.append(slope.sum(dim=2))
+        if h.dim() == 2:
+            parts.append((slope.reshape(-1, h.shape[1]) @ h.T).view(len(slope), -1))
+        else:
+            parts.append((slope @ h.transpose(1, 2)).flatten(1))
+        if i:
+            slope = parameters[i][0].transpose(1, 2) @ slope
+    return torch.cat(parts[::-1], dim=1)

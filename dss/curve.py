@@ -134,17 +134,8 @@ def _grid(n_t: int) -> Tensor:
 
 def _gamma(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
     """Metric at each `t (n_t,)` of each segment: `(S, n_t)` or `(n_t,)`."""
-    theta_1, theta_2 = theta_1.to(task.device), theta_2.to(task.device)
-    many = theta_1.dim() == 2
-    n_segments = len(theta_1) if many else 1
-    # Points of a few segments at a time: (S, n_t, P) of large networks does not fit memory.
-    rows = max(1, 2**26 // (len(t) * task.n_params))
-    parts = []
-    for start in range(0, n_segments, rows):
-        ends = [v[start : start + rows, None] if many else v for v in (theta_1, theta_2)]
-        points = interpolate(*ends, t)
-        parts.append(task.losses(points.reshape(-1, task.n_params)).reshape(points.shape[:-1]))
-    return torch.cat(parts) if parts else theta_1.new_empty(0, len(t))
+    gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), t)
+    return gamma if theta_1.dim() == 2 else gamma[0]
 
 
 def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):

@@ -11,11 +11,14 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 
 from dss.data import write
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -52,13 +55,15 @@ class Results:
         self.notebook, self.tables, self.figures = notebook, {}, {}
         self.started, self.clock = datetime.now(UTC), time.perf_counter()
 
-    def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+    def table(self, frame: "pd.DataFrame", name: str) -> "pd.DataFrame":
         """Save a table as CSV and return what was saved, so that figures draw from the file.
 
         Args:
             frame: tidy, without a meaningful index.
             name: the file is `<notebook>_<name>.csv`.
         """
+        import pandas as pd
+
         path = self.folder / f"{self.notebook}_{name}.csv"
         content = frame.to_csv(index=False, float_format="%.9g").encode()
         write(path, content)

@@ -1,8 +1,8 @@
 """Dynamic String Sampling, over many pairs at once."""
 
 import logging
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -16,7 +16,10 @@ from dss.strings import (
 )
 from dss.task import Task
 from dss.theta import check_theta, interpolate
-from dss.train import check_training, rounding, train_endpoints, train_to
+from dss.train import check_training, rounding, steps_see_all, train_endpoints, train_to
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +216,7 @@ def study(
     n_pairs: int,
     generator: torch.Generator | None = None,
     **options,
-) -> tuple[list[String], pd.DataFrame]:
+) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
 
     Every pair has networks of its own, drawn and trained to its threshold; those that do not get
@@ -236,6 +239,8 @@ def study(
 
     Paper: Sec. II.B.
     """
+    import pandas as pd
+
     generator = generator or torch.Generator().manual_seed(0)
     names = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
     training = {name: options[name] for name in names if name in options}
@@ -314,8 +319,7 @@ def _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spen
 
 def _leave_stationary(task: Task, beads, left, right, training, generator) -> Tensor:
     """Move beads whose gradient is zero to first order; minibatch noise does it by itself."""
-    n = len(task.splits["train"][0]) if task.splits else 1
-    if min(training["batch_size"] or task.batch_size or n, n) < n:
+    if not steps_see_all(task, training["batch_size"]):
         return beads
     losses, gradients = task.gradients(beads, generator=generator)
     distance = (right - left).norm(dim=1)

@@ -4,13 +4,16 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor
 
 from dss.data import write
 from dss.theta import check_theta, normalized_length
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "dss-string-1"
 
@@ -97,8 +100,10 @@ class String:
             "gradient_steps": self.gradient_steps,
         }
 
-    def to_frame(self) -> pd.DataFrame:
+    def to_frame(self) -> "pd.DataFrame":
         """The trace as a table: a row per depth, with L0, alpha and status in every row."""
+        import pandas as pd
+
         columns = ["depth", "Gamma_tilde", "open_segments", "beads_trained", "gradient_steps"]
         frame = pd.DataFrame(self.trace, columns=columns)
         return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status)

@@ -13,6 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from dss import dense
 from dss.networks import (
     LOSSES,
     can_be_stacked,
@@ -24,7 +25,7 @@ from dss.networks import (
     stacked_losses,
     stacked_outputs,
 )
-from dss.theta import check_theta, shapes_of
+from dss.theta import check_theta, interpolate, shapes_of
 
 # Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
 # On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
@@ -125,20 +126,40 @@ class Task:
         if self.function is not None:
             with torch.no_grad():
                 return self.function(thetas)
-        x, y = self._sample(slice(None), thetas.dtype, split)
-        step = min(self.eval_chunk or len(x), len(x))
-        parts = [slice(start, start + step) for start in range(0, len(x), step)]
 
-        def mean_over_parts(rows: slice) -> Tensor:
-            total = 0
-            for part in parts:
-                outputs = stacked_outputs(self.module, thetas[rows], x[part])
-                value = stacked_losses(self.metric_function, outputs, y[part])
-                total = total + len(y[part]) / len(y) * value if len(parts) > 1 else value
-            return total
+        def answer(rows: slice, x: Tensor) -> Tensor:
+            return stacked_outputs(self.module, thetas[rows], x)
 
-        with torch.no_grad():
-            return torch.cat(self._by_rows(mean_over_parts, len(thetas), step))
+        return self._measure(answer, len(thetas), 1, split, thetas.dtype)
+
+    def losses_between(self, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
+        """The metric of the interpolated models of S segments at every t of a grid.
+
+        Args:
+            theta_1, theta_2: `(S, P)`.
+            t: `(n_t,)`, in [0, 1].
+
+        Returns:
+            `(S, n_t)`, as `losses` of the interpolated models up to rounding.
+
+        Paper: Eq. (2), Sec. II.A.
+        """
+        theta_1, theta_2 = theta_1.to(self.device), theta_2.to(self.device)
+        t = t.to(theta_1)
+        if self.module is not None and dense.pays_between(self.module, self.splits["test"][0]):
+
+            def answer(rows: slice, x: Tensor) -> Tensor:
+                return dense.outputs_between(self.module, theta_1[rows], theta_2[rows], t, x)
+
+            gamma = self._measure(answer, len(theta_1), len(t), "test", theta_1.dtype)
+            return gamma.view(-1, len(t))
+        # All points of all segments at a time may not fit memory.
+        size = max(1, self.rows_that_fit(3, theta_1.dtype) // len(t))
+        parts = [
+            self.losses(interpolate(a[:, None], b[:, None], t).flatten(0, 1)).view(-1, len(t))
+            for a, b in zip(theta_1.split(size), theta_2.split(size), strict=True)
+        ]
+        return torch.cat(parts)
 
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """What each network answers to some inputs, without gradient.
@@ -241,6 +262,23 @@ class Task:
             device=device,
             dtype=dtype,
         )
+
+    def _measure(self, answer, n: int, points: int, split: str, dtype: torch.dtype) -> Tensor:
+        """Mean metric of `answer(rows, x)`, outputs of `points` networks for each of `n` rows."""
+        if n == 0:
+            return torch.empty(0, dtype=dtype, device=self.device)
+        x, y = self._sample(slice(None), dtype, split)
+        step = min(self.eval_chunk or len(x), len(x))
+        parts = [slice(start, start + step) for start in range(0, len(x), step)]
+
+        def mean_over_parts(rows: slice) -> Tensor:
+            values = [stacked_losses(self.metric_function, answer(rows, x[p]), y[p]) for p in parts]
+            if len(parts) == 1:
+                return values[0]
+            return sum(len(y[p]) / len(y) * v for p, v in zip(parts, values, strict=True))
+
+        with torch.no_grad():
+            return torch.cat(self._by_rows(mean_over_parts, n, step * points))
 
     def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
         """How many networks fit the memory budget when each takes `copies` flat vectors."""

@@ -110,10 +110,12 @@ def train_endpoints(
     targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
     found: list[list[Tensor]] = [[] for _ in targets]
     steps: list[list[int]] = [[] for _ in targets]
+    # The rate of success is not known beforehand.  Spare networks cost next to nothing where steps
+    # are small, and their full share with minibatches.
+    spare = 1.33 if steps_see_all(task, training.get("batch_size")) else 1
     drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
     for _ in range(20):
-        # A third more than is missing: the rate of success is not known beforehand.
-        missing = [math.ceil(1.33 * (n - len(f))) for f in found]
+        missing = [math.ceil(spare * (n - len(f))) for f in found]
         if not any(missing):
             break
         of = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
@@ -166,8 +168,9 @@ def train_to(
         max_steps: most gradient steps for a network.
         generator: CPU generator of the data order; a new one with seed 0 by default.
         patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
-        check_every: gradient steps between measurements of the metric; by default 1 with the whole
-            training sample in each step, else 20.
+        check_every: gradient steps between measurements of the metric; 20 by default.  With the
+            whole training sample in each step the default follows the metric by the training loss
+            and measures it in every step that may reach the target.
 
     Returns:
         `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
@@ -281,6 +284,14 @@ def rounding(dtype: torch.dtype) -> float:
     return min(8 * torch.finfo(dtype).eps, 1e-5)
 
 
+def steps_see_all(task: Task, batch_size: int | None) -> bool:
+    """Whether every gradient step sees the whole training sample; ValueError for a size < 1."""
+    size = task.batch_size if batch_size is None else batch_size
+    if size is not None and size < 1:
+        raise ValueError(f"batch_size is {size}; at least 1 is needed")
+    return size is None or not task.splits or size >= len(task.splits["train"][0])
+
+
 def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
     """Raise ValueError for an argument of `train_to` that is out of range."""
     for name, value in (("max_steps", max_steps), ("patience", patience)):
@@ -301,13 +312,10 @@ class _batches(Iterator):
     """Batches of training indices, epoch after epoch, from one generator."""
 
     def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator):
-        n = len(task.splits["train"][0]) if task.splits else 1
-        self.size = batch_size if batch_size is not None else task.batch_size or n
-        if not 1 <= self.size:
-            raise ValueError(f"batch_size is {self.size}; at least 1 is needed")
-        self.size = min(self.size, n)
-        self.whole = self.size == n
-        self.n, self.device, self.order = n, task.device, torch.empty(0, dtype=torch.int64)
+        self.whole = steps_see_all(task, batch_size)
+        self.size = batch_size or task.batch_size
+        self.n = None if self.whole else len(task.splits["train"][0])
+        self.device, self.order = task.device, torch.empty(0, dtype=torch.int64)
         self.generator = generator
 
     def __next__(self) -> Tensor | slice:

@@ -35,7 +35,7 @@ lab: env
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 bench: env
-	$(BIN)/python tests/benchmarks/chunks.py
+	$(BIN)/python tests/benchmarks/bench.py
 
 clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -86,61 +86,17 @@ def results(layers: tuple[Dense, ...], parameters: list[tuple], x: Tensor) -> li
     """
     # A transposed single column would have strides that send `baddbmm` down its slow path.
     h = x.reshape(1, -1) if layers[0].n_in == 1 else x.flatten(1).T
-    return [h, *_continue(layers, parameters, affine(layers[0], *parameters[0], h))]
-
-
-def pays_between(module: nn.Module, x: Tensor) -> bool:
-    """Whether `outputs_between` knows the network and saves work."""
-    layers = layers_of(module, x.dim())
-    return layers is not None and layers[0].n_in >= 8
-
-
-def outputs_between(
-    module: nn.Module, theta_1: Tensor, theta_2: Tensor, t: Tensor, x: Tensor
-) -> Tensor:
-    """Outputs of the interpolated models at every t of a grid.
-
-    The first layer's result before its activation is linear in t, so that it is computed at the
-    two ends only; with images as inputs it holds nearly all the work.
-
-    Args:
-        module: a fully connected network.
-        theta_1, theta_2: `(S, P)`.
-        t: `(n_t,)`.
-        x: `(B, ...)`.
-
-    Returns:
-        `(S * n_t, B, n_out)`, segment by segment.
-    """
-    layers, h = layers_of(module, x.dim()), x.flatten(1).T
-    p_1, p_2 = (parameters_of(layers, theta) for theta in (theta_1, theta_2))
-    first = _lerp(affine(layers[0], *p_1[0], h), affine(layers[0], *p_2[0], h), t)
-    rest = [
-        [None if a is None else _lerp(a, b, t) for a, b in zip(*ends, strict=True)]
-        for ends in zip(p_1[1:], p_2[1:], strict=True)
-    ]
-    return _continue(layers, [(), *rest], first)[-1].transpose(1, 2)
-
-
-def affine(layer: Dense, weight: Tensor, bias: Tensor | None, h: Tensor) -> Tensor:
-    """Weights times inputs plus bias; inputs `(n_in, B)` are shared by all networks."""
-    if h.dim() == 2:  # one matrix product
-        h = (weight.reshape(-1, layer.n_in) @ h).view(-1, layer.n_out, h.shape[1])
-        return h if bias is None else h.add_(bias)
-    return weight @ h if bias is None else torch.baddbmm(bias, weight, h)
-
-
-def _continue(layers: tuple[Dense, ...], parameters: list[tuple], h: Tensor) -> list[Tensor]:
-    """Results of all layers, given that of the first before its activation."""
-    found: list[Tensor] = []
-    for layer, p in zip(layers, parameters, strict=True):
-        h = affine(layer, *p, found[-1]) if found else h
-        found.append(h if layer.activation is None else ACTIVATIONS[layer.activation][0](h))
+    found = [h]
+    for (weight, bias), layer in zip(parameters, layers, strict=True):
+        if h.dim() == 2:  # shared by all networks: one matrix product
+            h = (weight.reshape(-1, layer.n_in) @ h).view(-1, layer.n_out, h.shape[1])
+            h = h if bias is None else h.add_(bias)
+        else:
+            h = weight @ h if bias is None else torch.baddbmm(bias, weight, h)
+        if layer.activation is not None:
+            h = ACTIVATIONS[layer.activation][0](h)
+        found.append(h)
     return found
-
-
-def _lerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-    return torch.lerp(a[:, None], b[:, None], t[:, None, None]).flatten(0, 1)
 
 
 def gradients(

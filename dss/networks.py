@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -193,6 +193,59 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor
         return functional_call(module, unflatten(theta, shapes), (x, *noise))
 
     return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
+
+
+@lru_cache(maxsize=16)
+def split_after_first(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
+    """A network as its first layer and the rest, where that is a Linear or Conv2d of many inputs.
+
+    None for any other network, in particular for all but plain sequences of distinct layers.
+    """
+    layers = list(module) if type(module) is nn.Sequential else []
+    n = 2 if layers and type(layers[0]) is nn.Flatten else 1
+    first, rest = module[:n] if layers else None, layers[n:]
+    if (
+        not any(True for layer in rest for _ in layer.parameters())
+        or type(first[-1]) not in (nn.Linear, nn.Conv2d)
+        or first[-1].weight[0].numel() < 8
+        or any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+        or len({id(layer) for layer in layers}) < len(layers)
+    ):
+        return None
+    return first, nn.Sequential(*rest)
+
+
+def outputs_between(
+    module: nn.Module, theta_1: Tensor, theta_2: Tensor, t: Tensor, x: Tensor
+) -> Tensor:
+    """Outputs of the interpolated models of S segments at every t of a grid.
+
+    The first layer's result is linear in t, so that it is computed at the two ends only; with
+    images as inputs it holds a good part of the work.
+
+    Args:
+        module: a network that `split_after_first` can split.
+        theta_1, theta_2: `(S, P)`.
+        t: `(n_t,)`.
+        x: `(B, ...)`.
+
+    Returns:
+        `(S * n_t, B, ...)`, segment by segment.
+    """
+    first, rest = split_after_first(module)
+    n = sum(p.numel() for p in first.parameters())
+    shapes = shapes_of(rest)
+
+    def output(theta: Tensor, h: Tensor) -> Tensor:
+        return functional_call(rest, unflatten(theta, shapes), (h,))
+
+    ends = [stacked_outputs(first, theta[:, :n], x) for theta in (theta_1, theta_2)]
+    found = []
+    for t_k in t:
+        h, theta = torch.lerp(*ends, t_k), torch.lerp(theta_1[:, n:], theta_2[:, n:], t_k)
+        alone = len(h) == 1  # vmap makes one convolution slower
+        found.append(output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h))
+    return torch.stack(found, dim=1).flatten(0, 1)
 
 
 def stacked_losses(loss: Callable, outputs: Tensor, y: Tensor) -> Tensor:

@@ -13,14 +13,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from dss import dense
 from dss.networks import (
     LOSSES,
     can_be_stacked,
     check_module,
     check_sample,
     lookup,
+    outputs_between,
     reset_parameters_of,
+    split_after_first,
     stacked_gradients,
     stacked_losses,
     stacked_outputs,
@@ -130,7 +131,7 @@ class Task:
         def answer(rows: slice, x: Tensor) -> Tensor:
             return stacked_outputs(self.module, thetas[rows], x)
 
-        return self._measure(answer, len(thetas), 1, split, thetas.dtype)
+        return self._measure(answer, len(thetas), split, thetas.dtype)
 
     def losses_between(self, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
         """The metric of the interpolated models of S segments at every t of a grid.
@@ -146,15 +147,16 @@ class Task:
         """
         theta_1, theta_2 = theta_1.to(self.device), theta_2.to(self.device)
         t = t.to(theta_1)
-        if self.module is not None and dense.pays_between(self.module, self.splits["test"][0]):
+        if self.stacks and self.module is not None and split_after_first(self.module):
 
             def answer(rows: slice, x: Tensor) -> Tensor:
-                return dense.outputs_between(self.module, theta_1[rows], theta_2[rows], t, x)
+                return outputs_between(self.module, theta_1[rows], theta_2[rows], t, x)
 
-            gamma = self._measure(answer, len(theta_1), len(t), "test", theta_1.dtype)
+            gamma = self._measure(answer, len(theta_1), "test", theta_1.dtype)
             return gamma.view(-1, len(t))
-        # All points of all segments at a time may not fit memory.
-        size = max(1, self.rows_that_fit(3, theta_1.dtype) // len(t))
+        # All points of all segments at a time fit neither caches nor, for large networks, memory.
+        size = min(self.rows_that_fit(3, theta_1.dtype), self._chunk_elements() / self.n_params)
+        size = max(1, int(size / len(t)))
         parts = [
             self.losses(interpolate(a[:, None], b[:, None], t).flatten(0, 1)).view(-1, len(t))
             for a, b in zip(theta_1.split(size), theta_2.split(size), strict=True)
@@ -263,8 +265,8 @@ class Task:
             dtype=dtype,
         )
 
-    def _measure(self, answer, n: int, points: int, split: str, dtype: torch.dtype) -> Tensor:
-        """Mean metric of `answer(rows, x)`, outputs of `points` networks for each of `n` rows."""
+    def _measure(self, answer, n: int, split: str, dtype: torch.dtype) -> Tensor:
+        """Metric of `answer(rows, x)`, outputs of one network or more for each of `n` rows."""
         if n == 0:
             return torch.empty(0, dtype=dtype, device=self.device)
         x, y = self._sample(slice(None), dtype, split)
@@ -278,12 +280,20 @@ class Task:
             return sum(len(y[p]) / len(y) * v for p, v in zip(parts, values, strict=True))
 
         with torch.no_grad():
-            return torch.cat(self._by_rows(mean_over_parts, n, step * points))
+            return torch.cat(self._by_rows(mean_over_parts, n, step))
 
     def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
         """How many networks fit the memory budget when each takes `copies` flat vectors."""
         budget = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
         return max(1, int(budget / (copies * self.n_params * dtype.itemsize)))
+
+    def _chunk_elements(self) -> float:
+        """Activations of all layers that networks side by side may hold."""
+        limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
+        if self.memory is None:
+            return limit
+        # They may be held three times: with results of elementwise functions, and gradients.
+        return min(limit, self.memory * 2**20 / (3 * self.dtype.itemsize))
 
     def _sample(self, part: Tensor | slice, dtype: torch.dtype, split: str) -> tuple:
         x, y = (v[part] for v in self.splits[split])
@@ -291,11 +301,8 @@ class Task:
 
     def _by_rows(self, work: Callable[[slice], T], n: int, n_samples: int) -> list[T]:
         """`work` on groups of rows that run side by side; out of CUDA memory, on halves of them."""
-        limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
-        if self.memory is not None:  # a layer's input, output and gradient are held at a time
-            limit = min(limit, self.memory * 2**20 / (4 * self.dtype.itemsize))
         per_network = n_samples * self.n_activations
-        size = max(1, int(limit / per_network)) if self.stacks else 1
+        size = max(1, int(self._chunk_elements() / per_network)) if self.stacks else 1
         size = math.ceil(n / math.ceil(n / size))  # of even sizes
         start, found = 0, []
         while start < n:

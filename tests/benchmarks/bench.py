@@ -1,0 +1,381 @@
+"""How fast, where the time goes, and how it grows: one table per section, and a CSV of them all.
+
+    python tests/benchmarks/bench.py [--device cuda] [--out FILE] [SECTION ...]
+
+Ratios within a run mean something; single seconds on a shared machine do not.  `hundred_thousand`
+takes ten minutes and runs only when it is named.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+import dss
+import dss.task
+from dss import sampling
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sequential import Sequential
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def seconds(function, *arguments, repeats: int = 1, **keywords) -> float:
+    """Median wall time of a call."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        function(*arguments, **keywords)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """The benchmark's seeds are its own."""
+    return torch.Generator().manual_seed(1_000 + seed)
+
+
+def starts_of(task, n: int, L0: float, **training) -> torch.Tensor:
+    """`n` initial networks that training takes to L0, and to nothing else, without delay."""
+    found, generator = [], seeded()
+    while sum(map(len, found)) < n:
+        thetas = task.init(max(64, n), generator)
+        trained = dss.train_to(task, thetas, L0, **training, generator=seeded())
+        found.append(thetas[trained.reached])
+    return torch.cat(found)[:n]
+
+
+def search(task, starts, L0: float, **options):
+    """Endpoints, then strings between them: what a pair costs from its initial values on."""
+    names = ("optimizer", "lr", "batch_size", "patience", "max_steps", "check_every")
+    training = {name: options[name] for name in names if name in options}
+    ends = sampling.train_to(task, starts, L0, generator=seeded(), **training)
+    first, second = ends.thetas[0::2], ends.thetas[1::2]
+    strings = sampling.find_strings(task, first, second, L0, generator=seeded(), **options)
+    return ends, strings
+
+
+def pairs(device: str) -> list[dict]:
+    """1. QUAD, batched against one module, one bead after the other; the same strings."""
+    task, L0, n_loop, rows = dss.quad(), 0.01, 16, []
+    options = task.train_settings
+    starts = starts_of(task.to(device), 2 * 4096, L0, **options)
+    loop = Sequential(task, L0, **options)  # on the CPU, where it is fastest
+
+    def one_by_one(n: int) -> list:
+        loop.gradient_steps, found = 0, []
+        for a, b in starts[: 2 * n].cpu().split([2] * n):
+            found.append(loop.connect(loop.train(a, L0), loop.train(b, L0)))
+        return found
+
+    def row(how, n, connected, steps, ms, against) -> dict:
+        row = {"threads": torch.get_num_threads(), "how": how, "pairs": n, "connected": connected}
+        return row | {
+            "steps_per_pair": steps / n,
+            "ms_per_pair": ms / n,
+            "speedup": against / ms * n,
+        }
+
+    for threads in (1, 2) if task.to(device).device.type == "cpu" else (1,):
+        torch.set_num_threads(threads)
+        beads = one_by_one(n_loop)  # to warm up, and to compare
+        alone = 1e3 * seconds(one_by_one, 1, repeats=5)
+        ms = 1e3 * seconds(one_by_one, n_loop)
+        connected = n_loop - beads.count(None)
+        rows.append(row("one by one", n_loop, connected, loop.gradient_steps, ms, ms / n_loop))
+        for n in (1, 8, 64, 128, 512, 1024, 4096):
+            run = task.to(device), starts[: 2 * n], L0
+            ends, strings = search(*run, t_star="grid", **options)
+            if n == 64:
+                here = [s.n_beads if s.connected else None for s in strings[:n_loop]]
+                assert here == [b if b is None else len(b) for b in beads], "not the same strings"
+            repeats = 5 if n < 512 else 1
+            batched = 1e3 * seconds(search, *run, t_star="grid", repeats=repeats, **options)
+            steps = int(ends.steps.sum()) + sum(s.gradient_steps for s in strings)
+            connected = sum(s.connected for s in strings)
+            against = alone if n == 1 else ms / n_loop
+            rows.append(row("batched", n, connected, steps, batched, against))
+    torch.set_num_threads(1)
+    return rows
+
+
+class Shares:
+    """Wall time by what it was spent on, while `measuring`; innermost names get the time."""
+
+    def __init__(self):
+        self.spent, self.calls, self.stack = defaultdict(float), defaultdict(int), []
+
+    def wrap(self, function, name):
+        def timed(*arguments, **keywords):
+            here = name(self.stack) if callable(name) else name
+            started = time.perf_counter()
+            self.stack.append([here, 0.0])
+            try:
+                result = function(*arguments, **keywords)
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                return result
+            finally:
+                took, inner = time.perf_counter() - started, self.stack.pop()[1]
+                self.spent[here] += took - inner
+                self.calls[here] += 1
+                if self.stack:
+                    self.stack[-1][1] += took
+
+        return timed
+
+    @contextmanager
+    def measuring(self):
+        """Patches `dss`, and restores it."""
+
+        def inside(*names):
+            return lambda stack: next(
+                (n for n in names if any(s[0] == n for s in stack)), names[-1]
+            )
+
+        gamma, descend = (
+            inside("interpolated losses", "threshold checks"),
+            inside("endpoints", "beads"),
+        )
+        places = [
+            (dss.task.Task, "gradients", descend),
+            (dss.task.Task, "losses", gamma),
+            (dss.task.Task, "losses_between", "interpolated losses"),
+            (sampling, "segment_maxima", "interpolated losses"),
+            (sampling, "train_to", lambda stack: "beads" if stack else "endpoints"),
+            (sampling, "find_strings", "bookkeeping"),
+        ]
+        before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+        for owner, name, what in places:
+            setattr(owner, name, self.wrap(getattr(owner, name), what))
+        try:
+            yield self
+        finally:
+            for owner, name, function in before:
+                setattr(owner, name, function)
+
+
+def shares(device: str) -> list[dict]:
+    """2 and 3. Seconds and gradient evaluations to connected strings, and where the time goes."""
+    cases = [
+        (dss.quad(), 64, (0.01, 0.001)),
+        (dss.mnist("mlp"), 1, (0.3, 0.2)),
+        (dss.mnist("mlp"), 8, (0.3, 0.2)),
+        (dss.mnist("cnn"), 1, (0.3, 0.15)),
+        (dss.mnist("cnn"), 8, (0.3, 0.15)),
+    ]
+    rows = []
+    for task, n, thresholds in cases:
+        task = task.to(device)
+        for L0 in thresholds:
+            starts = task.init(2 * n, seeded())
+            if len(task.splits["train"][0]) <= 1_000:  # many QUAD networks never get there
+                starts = starts_of(task, 2 * n, L0, **task.train_settings)
+            meter, started = Shares(), time.perf_counter()
+            with meter.measuring():
+                ends, strings = search(task, starts, L0, **task.settings)
+            took = time.perf_counter() - started
+            steps = int(ends.steps.sum()) + sum(s.gradient_steps for s in strings)
+            row = {
+                "task": task.name,
+                "L0": L0,
+                "pairs": n,
+                "connected": sum(s.connected for s in strings),
+            }
+            row |= {"s_per_pair": took / n, "steps_per_pair": steps / n}
+            names = ("endpoints", "beads", "interpolated losses", "threshold checks", "bookkeeping")
+            rows.append(row | {f"{name} %": 100 * meter.spent[name] / took for name in names})
+    return rows
+
+
+def growth(device: str) -> list[dict]:
+    """4. How cost grows with the depth, 1/L0 and the evaluation set, for 64 QUAD pairs."""
+    rows, n = [], 64
+
+    def add(what, value, task, L0, **options):
+        starts, started = starts_of(task, 2 * n, L0, **task.train_settings), time.perf_counter()
+        ends, strings = search(task, starts, L0, **task.settings, **options)
+        took = time.perf_counter() - started
+        steps = int(ends.steps.sum()) + sum(s.gradient_steps for s in strings)
+        row = {"grows": what, "to": value, "connected": sum(s.connected for s in strings)}
+        rows.append(row | {"ms_per_pair": 1e3 * took / n, "steps_per_pair": steps / n})
+
+    quad = dss.quad().to(device)
+    for depth in (0, 1, 2, 4, 8):
+        add("depth, L0=.003", depth, quad, 0.003, max_depth=depth)
+    for L0 in (0.1, 0.03, 0.01, 0.003, 0.001):
+        add("1/L0", round(1 / L0), quad, L0)
+    for n_eval in (64, 256, 1024, 4096):
+        add("evaluation set", n_eval, dss.quad(n_eval=n_eval).to(device), 0.01)
+    return rows
+
+
+def parameters(device: str) -> list[dict]:
+    """4. How the cost of a step grows with the parameters: 16 networks side by side."""
+
+    def images(*widths):
+        base = dss.mnist("mlp")
+        module = nn.Sequential(nn.Flatten(), *dss.networks.mlp([784, *widths, 10]))
+        return dss.Task.from_module(
+            module, "cross_entropy", *(base.splits[s] for s in ("train", "test")), eval_chunk=500
+        )
+
+    small = [dss.quad(hidden=(w, w)) for w in (4, 16, 64)]
+    cases = [(f"1-{w}-{w}-1", t) for w, t in zip((4, 16, 64), small, strict=True)]
+    cases += [(f"784-{w}-{w}-10", images(w, w)) for w in (32, 256)]
+    cases += [("small CNN", dss.mnist("cnn"))]
+    rows = []
+    for name, task in cases:
+        task = task.to(device)
+        batch = torch.arange(128, device=task.device)
+        thetas = task.init(16, seeded())
+        calls = {
+            "gradient_ms": (task.gradients, (thetas, batch), 16),
+            "losses_ms": (task.losses, (thetas,), 16),
+            "gamma_ms": (dss.interpolated_loss, (task, thetas[:2], thetas[2:4]), 2),
+        }
+        row = {"network": name, "parameters": task.n_params}
+        row["evaluated_on"] = len(task.splits["test"][0])
+        for column, (call, arguments, n) in calls.items():
+            call(*arguments)
+            row[column] = 1e3 * seconds(call, *arguments, repeats=3) / n
+        rows.append(row)
+    return rows
+
+
+def memory(device: str) -> list[dict]:
+    """4. Peak memory of whole runs, each in a process of its own."""
+    rows = []
+    for n, budget in ((1, 4096), (512, 4096), (4096, 4096), (4096, 64)):
+        command = [sys.executable, __file__, "--device", device, "--peak", str(n), str(budget)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        rows.append(dict(zip(PEAK, map(float, done.stdout.split()), strict=True)))
+    return rows
+
+
+PEAK = ("pairs", "budget_MiB", "before_MiB", "peak_MiB", "seconds", "connected")
+
+
+def peak(device: str, n: int, budget: int) -> list[float]:
+    """One QUAD run at L0 = .01 under a memory budget; see `PEAK`."""
+    task = dss.quad().to(device, memory=budget)
+
+    def used() -> float:
+        if task.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before, started = used(), time.perf_counter()
+    ends = dss.train_endpoints(task, 2 * n, [0.01], seeded(), **task.train_settings).thetas[0]
+    strings = dss.find_strings(task, ends[::2], ends[1::2], 0.01, **task.settings)
+    took = time.perf_counter() - started
+    return [n, budget, before, used(), took, sum(s.connected for s in strings)]
+
+
+def hundred_thousand(device: str) -> list[dict]:
+    """100,000 QUAD pairs on a budget of 4 GiB."""
+    return [dict(zip(PEAK, peak(device, 100_000, 4096), strict=True))]
+
+
+def roofline(device: str) -> list[dict]:
+    """What stops it: operations and bytes of a QUAD gradient against what the machine can do."""
+    task = dss.quad().to(device)
+    a = torch.randn(1024, 1024, device=task.device)
+    block = torch.randn(2**24, device=task.device)
+    into = torch.empty_like(block)
+    near = torch.randn(2**17, device=task.device)
+    near_into = torch.empty_like(near)
+    torch.mm(a, a)
+    flops = 2 * 1024**3 / seconds(torch.mm, a, a, repeats=9)
+    far_rate = 2 * block.nbytes / seconds(into.copy_, block, repeats=9)
+    near_rate = 2 * near.nbytes / seconds(near_into.copy_, near, repeats=99)
+    # Per network and sample: 2 operations per weight forward and 4 back (2 in the first layer).
+    # Floats moved: each of 3 layers reads its input and writes its output, the activation reads and
+    # writes once more; going back twice as much.
+    units = [1, 4, 4, 1]
+    weights = [i * o for i, o in zip(units, units[1:], strict=False)]
+    operations = 128 * (6 * sum(weights) - 2 * weights[0])
+    floats = 3 * sum(i + 3 * o for i, o in zip(units, units[1:], strict=False))
+    moved = 4 * 128 * floats
+    rows = []
+    for n in (1, 16, 256, 1024, 4096):
+        thetas = task.init(n, seeded())
+        task.gradients(thetas)
+        took = seconds(task.gradients, thetas, repeats=9) / n
+        row = {"networks": n, "us_per_gradient": 1e6 * took, "Gflop/s": operations / took / 1e9}
+        row |= {"GB/s": moved / took / 1e9, "matmul_Gflop/s": flops / 1e9}
+        rows.append(row | {"copy_GB/s": far_rate / 1e9, "cache_copy_GB/s": near_rate / 1e9})
+    return rows
+
+
+def chunks(device: str) -> list[dict]:
+    """How many networks should run side by side: ms per network against the size of a chunk."""
+    cases = [
+        (dss.quad(), slice(None), (64, 512, 1024, 4096)),
+        (dss.mnist("mlp"), 128, (1, 4, 16)),
+        (dss.mnist("cnn"), 128, (1, 2, 4, 8)),
+    ]
+    rows = []
+    for task, batch, sizes in cases:
+        task = task.to(device)
+        thetas = task.init(max(sizes), seeded())
+        n = len(task.splits["train"][0]) if isinstance(batch, slice) else batch
+        batch = batch if isinstance(batch, slice) else torch.arange(batch, device=task.device)
+        default = dict(dss.task.CHUNK_ELEMENTS)
+        for size in (*sizes, None):
+            if size is not None:
+                dss.task.CHUNK_ELEMENTS[task.device.type] = size * n * task.n_activations
+            task.gradients(thetas, batch)
+            took = seconds(task.gradients, thetas, batch, repeats=3)
+            dss.task.CHUNK_ELEMENTS.update(default)
+            row = {"task": task.name, "networks": len(thetas), "chunk": size or "default"}
+            rows.append(row | {"gradient_ms": 1e3 * took / len(thetas)})
+    return rows
+
+
+SECTIONS = (pairs, shares, growth, parameters, memory, roofline, chunks)
+
+
+def main() -> None:
+    """Run the sections, print their tables, write them all to one CSV."""
+    known = {f.__name__: f for f in (*SECTIONS, hundred_thousand)}
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("sections", nargs="*", choices=[*known, []], metavar="SECTION")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench" / "bench.csv")
+    parser.add_argument("--peak", nargs=2, type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    if given.peak:
+        print(*peak(given.device, *given.peak))
+        return
+    device = dss.quad().to(given.device).device
+    if device.type == "cuda":
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    else:
+        print(f"CPU, one thread unless said otherwise, torch {torch.__version__}")
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    tidy, begun = [], time.perf_counter()
+    for name in given.sections or [f.__name__ for f in SECTIONS]:
+        table = pd.DataFrame(known[name](given.device))
+        title, took = known[name].__doc__.splitlines()[0], time.perf_counter() - begun
+        print(f"\n{title}  [{name}, {took:.0f} s]")
+        print(table.to_string(index=False, float_format=lambda v: f"{v:.4g}"), flush=True)
+        tidy.append(table.assign(row=range(len(table))).melt("row").assign(section=name))
+        pd.concat(tidy).to_csv(given.out, index=False)
+
+
+if __name__ == "__main__":
+    main()

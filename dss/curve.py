@@ -1,6 +1,7 @@
 """The loss along straight segments: gamma, its maximum t*, many segments at once."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -8,7 +9,7 @@ from torch import Tensor
 from dss.task import Task
 from dss.theta import check_theta, interpolate, segment_lengths
 
-T_RULES = ("max", "grid", "midpoint")
+T_RULES = ("max", "coarse", "grid", "midpoint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,9 @@ def t_star(
     Args:
         task, theta_1, theta_2, n_t: as in `interpolated_loss`.
         rule: `"max"`: the best of the grid, refined by a local search; `"grid"`: the best of the
-            grid (of equal ones the nearest to the middle); `"midpoint"`: .5, the alternative.
+            grid (of equal ones the nearest to the middle); `"midpoint"`: .5, the alternative;
+            `"coarse"`: `"max"` here, while `find_strings` searches segments that are plainly above
+            the threshold coarse to fine.
 
     Returns:
         t* `()` or `(S,)`, float64.
@@ -96,7 +99,12 @@ def t_star(
 
 
 def segment_maxima(
-    task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33, rule: str = "max"
+    task: Task,
+    theta_1: Tensor,
+    theta_2: Tensor,
+    n_t: int = 33,
+    rule: str = "max",
+    limit: Tensor | float = torch.inf,
 ) -> Maxima:
     """Largest gamma of each of S segments, in one batch.
 
@@ -104,6 +112,9 @@ def segment_maxima(
         task, n_t, rule: as in `t_star`.  Maxima are refined by three steps of parabolic
             interpolation in the bracket around the best grid point, unless rule is `"grid"`.
         theta_1, theta_2: `(S, P)`.
+        limit: `(S,)` or a number, for `"coarse"`: segments above it on every fourth grid point are
+            measured there and beside the largest of these points, all others on the whole grid;
+            those alone are refined.
 
     Raises:
         ValueError: n_t < 3, or an unknown rule.
@@ -111,8 +122,8 @@ def segment_maxima(
     if rule not in T_RULES:
         raise ValueError(f"unknown t_star {rule!r}; known: {', '.join(map(repr, T_RULES))}")
     t = _grid(n_t)
-    gamma = _gamma(task, theta_1, theta_2, t).double()
-    gamma = torch.where(torch.isnan(gamma), torch.inf, gamma)  # no loss is not a low loss
+    measure = partial(_coarse_to_fine, limit=limit) if rule == "coarse" else _gamma
+    gamma = _no_nan(measure(task, theta_1, theta_2, t).double())
     t = t.to(gamma.device)
     grid_max = gamma.amax(dim=1)
     # Of equal maxima the one nearest to the middle, so that a reversed segment gives 1 - t*.
@@ -120,10 +131,14 @@ def segment_maxima(
     k = off_centre.argmin(dim=1)
     if rule == "grid":
         return Maxima(t[k], grid_max, grid_max)
-    refined, gamma_max = _refine(task, theta_1, theta_2, t, gamma, k)
+    # A segment that has failed on coarse points keeps its best grid point.
+    rows = (grid_max <= limit).nonzero()[:, 0] if rule == "coarse" else slice(None)
+    found, gamma_max = t[k], grid_max.clone()
+    ends = theta_1[rows], theta_2[rows]
+    found[rows], gamma_max[rows] = _refine(task, *ends, t, gamma[rows], k[rows])
     if rule == "midpoint":
-        refined = torch.full_like(refined, 0.5)
-    return Maxima(refined, gamma_max, grid_max)
+        found = torch.full_like(found, 0.5)
+    return Maxima(found, gamma_max, grid_max)
 
 
 def _grid(n_t: int) -> Tensor:
@@ -136,6 +151,31 @@ def _gamma(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
     """Metric at each `t (n_t,)` of each segment: `(S, n_t)` or `(n_t,)`."""
     gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), t)
     return gamma if theta_1.dim() == 2 else gamma[0]
+
+
+def _coarse_to_fine(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor, limit) -> Tensor:
+    """gamma `(S, n_t)`, -inf where it was not measured; see `segment_maxima`."""
+    is_coarse = torch.zeros(len(t), dtype=torch.bool)
+    is_coarse[::4] = is_coarse[-1] = True
+    gamma = theta_1.new_full((len(theta_1), len(t)), -torch.inf, device=task.device)
+    gamma[:, is_coarse] = _no_nan(task.losses_between(theta_1, theta_2, t[is_coarse]))
+    high = gamma.amax(dim=1).double() > limit
+    low = (~high).nonzero()[:, 0]
+    high = high.nonzero()[:, 0]
+    if len(low):
+        rest = task.losses_between(theta_1[low], theta_2[low], t[~is_coarse])
+        gamma[low[:, None], (~is_coarse).nonzero()[:, 0].to(low)] = rest
+    if len(high):
+        beside = gamma[high].argmax(dim=1)[:, None] + torch.tensor([-3, -2, -1, 1, 2, 3]).to(high)
+        beside = beside.clamp(0, len(t) - 1)
+        fine = task.losses_between(theta_1[high], theta_2[high], t.to(high.device)[beside])
+        gamma[high[:, None], beside] = fine
+    return gamma
+
+
+def _no_nan(gamma: Tensor) -> Tensor:
+    """No loss is not a low loss: NaN becomes inf."""
+    return torch.where(torch.isnan(gamma), torch.inf, gamma)
 
 
 def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
@@ -154,8 +194,7 @@ def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
         half = torch.where(b - m >= m - a, (m + b) / 2, (a + m) / 2)
         bad = ~torch.isfinite(u) | (u <= a) | (u >= b) | ((u - m).abs() < 1e-3 * (b - a))
         u = torch.where(bad, half, u)
-        fu = task.losses(interpolate(theta_1, theta_2, u)).double()
-        fu = torch.where(torch.isnan(fu), torch.inf, fu)
+        fu = _no_nan(task.losses(interpolate(theta_1, theta_2, u)).double())
         left, better = u < m, fu > fm
         # The better of m and u becomes the middle, the other one a border on its side.
         a, fa = _pick(better & ~left, (m, fm), _pick(~better & left, (u, fu), (a, fa)))

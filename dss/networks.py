@@ -226,7 +226,7 @@ def outputs_between(
     Args:
         module: a network that `split_after_first` can split.
         theta_1, theta_2: `(S, P)`.
-        t: `(n_t,)`.
+        t: `(S, n_t)`.
         x: `(B, ...)`.
 
     Returns:
@@ -241,8 +241,9 @@ def outputs_between(
 
     ends = [stacked_outputs(first, theta[:, :n], x) for theta in (theta_1, theta_2)]
     found = []
-    for t_k in t:
-        h, theta = torch.lerp(*ends, t_k), torch.lerp(theta_1[:, n:], theta_2[:, n:], t_k)
+    for t_k in t.T:
+        h = torch.lerp(*ends, t_k.view(-1, *[1] * (ends[0].dim() - 1)))
+        theta = torch.lerp(theta_1[:, n:], theta_2[:, n:], t_k[:, None])
         alone = len(h) == 1  # vmap makes one convolution slower
         found.append(output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h))
     return torch.stack(found, dim=1).flatten(0, 1)

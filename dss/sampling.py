@@ -57,7 +57,9 @@ def find_strings(
         alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.
         max_depth: d, the deepest level; 0 tests the straight line alone.
         n_t: grid points of gamma on each segment, both ends included.
-        t_star: where a bead is inserted: `"max"`, `"grid"` or `"midpoint"` (`dss.t_star`).
+        t_star: where a bead is inserted: `"max"`, `"coarse"`, `"grid"` or `"midpoint"`
+            (`dss.t_star`).  With `"coarse"` the trace's Gamma_tilde of segments that go on to be
+            split rests on the points where they were measured; the last one on whole grids.
         slack: factor on L0 in the pair test, >= 1.
         insert_first: insert and train a bead at t=.5 before anything is tested.
         optimizer, lr, batch_size, max_steps, patience, check_every: as in `train_to`.
@@ -119,7 +121,12 @@ def find_strings(
     detail = _name_endpoints(ends.reshape(2, n_pairs), searched, L0)
 
     for depth in range(max_depth + 1):
-        found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star)
+        # The largest gamma of segments that are not split any further is wanted on the whole grid.
+        go_on = (
+            active[pair[left]] if depth < max_depth else torch.zeros_like(left, dtype=torch.bool)
+        )
+        splits = torch.where(go_on, slack * limit[pair[left]], torch.inf)
+        found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star, splits)
         failed = ~(found.gamma_max <= slack * limit[pair[left]])
         if depth == 0 and insert_first:
             failed, found.t_star[:] = torch.ones_like(failed), 0.5
@@ -157,7 +164,11 @@ def find_strings(
         # A segment whose bead failed stays as it is; the others are replaced by their halves.
         good = trained.reached
         n_stalled += torch.bincount(of[~good], minlength=n_pairs)
-        settled.scatter_reduce_(0, of[~good], found.grid_max[split][~good], "amax")
+        stays = found.grid_max[split][~good]
+        if t_star == "coarse":
+            ends = thetas[left[~good]], thetas[right[~good]]
+            stays = segment_maxima(task, *ends, n_t, "grid").grid_max
+        settled.scatter_reduce_(0, of[~good], stays, "amax")
         left, right, of, t = left[good], right[good], of[good], t[good]
         new = torch.arange(len(thetas), len(thetas) + len(left), device=device)
         thetas = torch.cat([thetas, trained.thetas[good]])

@@ -26,7 +26,7 @@ from dss.networks import (
     stacked_losses,
     stacked_outputs,
 )
-from dss.theta import check_theta, interpolate, shapes_of
+from dss.theta import check_theta, shapes_of
 
 # Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
 # On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
@@ -138,7 +138,7 @@ class Task:
 
         Args:
             theta_1, theta_2: `(S, P)`.
-            t: `(n_t,)`, in [0, 1].
+            t: `(n_t,)`, or `(S, n_t)` with a grid for each segment, in [0, 1].
 
         Returns:
             `(S, n_t)`, as `losses` of the interpolated models up to rounding.
@@ -146,22 +146,21 @@ class Task:
         Paper: Eq. (2), Sec. II.A.
         """
         theta_1, theta_2 = theta_1.to(self.device), theta_2.to(self.device)
-        t = t.to(theta_1)
+        t = t.to(theta_1).expand(len(theta_1), t.shape[-1])
         if self.stacks and self.module is not None and split_after_first(self.module):
 
             def answer(rows: slice, x: Tensor) -> Tensor:
-                return outputs_between(self.module, theta_1[rows], theta_2[rows], t, x)
+                return outputs_between(self.module, theta_1[rows], theta_2[rows], t[rows], x)
 
-            gamma = self._measure(answer, len(theta_1), "test", theta_1.dtype)
-            return gamma.view(-1, len(t))
+            return self._measure(answer, len(theta_1), "test", theta_1.dtype).view(t.shape)
         # All points of all segments at a time fit neither caches nor, for large networks, memory.
         size = min(self.rows_that_fit(3, theta_1.dtype), self._chunk_elements() / self.n_params)
-        size = max(1, int(size / len(t)))
+        size = max(1, int(size / t.shape[1]))
         parts = [
-            self.losses(interpolate(a[:, None], b[:, None], t).flatten(0, 1)).view(-1, len(t))
-            for a, b in zip(theta_1.split(size), theta_2.split(size), strict=True)
+            self.losses(torch.lerp(a[:, None], b[:, None], c[..., None]).flatten(0, 1))
+            for a, b, c in zip(*(v.split(size) for v in (theta_1, theta_2, t)), strict=True)
         ]
-        return torch.cat(parts)
+        return torch.cat(parts).view(t.shape)
 
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """What each network answers to some inputs, without gradient.

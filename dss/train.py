@@ -38,12 +38,6 @@ OPTIMIZERS = {"rmsprop": (_rmsprop, 1), "adam": (_adam, 2), "sgd": (_sgd, 0)}
 # joined, two of the optimiser's state and two of its temporaries.
 TRAINING_COPIES = 9
 
-# The metric of every network is measured after so many steps: {whole batches: (often, rarely)}.
-# In between the mean training loss since the last chance, times the ratio of the two at the last
-# full measurement, says which networks may be below NEAR times their target; those are measured.
-CHECKS = {True: (1, 10), False: (20, 100)}
-NEAR = 4.0
-
 # A network has to lower its best loss by this fraction within `patience` steps.
 LEAST_PROGRESS = 1e-3
 
@@ -170,9 +164,8 @@ def train_to(
         max_steps: most gradient steps for a network.
         generator: CPU generator of the data order; a new one with seed 0 by default.
         patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
-        check_every: gradient steps between measurements of the metric.  None: a descent may end
-            after every step with whole batches and after every 20 with others, and the metric is
-            measured where the training loss says that this may be so (`CHECKS`).
+        check_every: gradient steps between measurements of the metric; by default 1 with the whole
+            training sample in each step, else 20.
 
     Returns:
         `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
@@ -222,9 +215,7 @@ def _descend(
     task, thetas, target, optimizer, lr, batches, max_steps, patience, check_every
 ) -> Trained:
     """`train_to` for networks that fit memory together."""
-    often, rarely = (check_every, check_every) if check_every else CHECKS[batches.whole]
-    if task.module is None:  # on a landscape the metric costs less than to think about it
-        often, rarely = check_every or 1, check_every or 1
+    check_every = check_every or (1 if batches.whole else 20)
     n, device = len(thetas), task.device
     result = thetas.clone()
     losses = task.losses(result).double()
@@ -236,18 +227,17 @@ def _descend(
     floor = losses * (1 - LEAST_PROGRESS)  # what counts as an improvement
     update, n_state = OPTIMIZERS[optimizer]
     state = [torch.zeros_like(theta) for _ in range(n_state)]
-    value, step = losses.clone(), 0
-    ratio = recent = torch.ones_like(losses)
+    value, step = losses, 0
     while True:
         improved = value < floor
         floor = torch.where(improved, (1 - LEAST_PROGRESS) * value, floor)
         best_step = torch.where(improved, step, best_step)
-        leave = ~(value > goal)  # NaN too
+        # An error rate can be low, and some losses finite, at parameters that are not.
+        finite = torch.isfinite(value) & torch.isfinite(theta).all(dim=1)
+        leave = (value <= goal) | ~finite
         if step >= patience:
             leave |= step - best_step >= patience
-        if step % rarely == 0 or step == max_steps or leave.any():
-            # An error rate can be low, and some losses finite, at parameters that are not.
-            finite = torch.isfinite(value) & torch.isfinite(theta).all(dim=1)
+        if step >= max_steps or leave.any():
             ends = {
                 "reached": finite & (value <= goal),
                 "not finite": ~finite,
@@ -255,34 +245,20 @@ def _descend(
                 "budget spent": torch.full_like(leave, step >= max_steps),
             }
             leave = torch.stack(list(ends.values())).any(dim=0)
-            if leave.any():
-                gone, stay = rows[leave], (~leave).nonzero()[:, 0]
-                result[gone], losses[gone], steps[gone] = theta[leave], value[leave], step
-                for reason in reversed(ends):
-                    for row in rows[ends[reason]].tolist():
-                        status[row] = reason
-                if len(stay) == 0:
-                    break
-                rows, goal, floor, best_step, value, ratio = (
-                    v[stay] for v in (rows, goal, floor, best_step, value, ratio)
-                )
-                theta, state = theta[stay], [v[stay] for v in state]
-        near = None
-        while near is None:
-            loss, gradient = task.gradients(theta, next(batches), batches.generator)
-            if step % rarely == 0:
-                ratio = value / loss  # both at this theta
-            recent = loss if step % often == 0 else recent + loss
+            gone, stay = rows[leave], (~leave).nonzero()[:, 0]
+            result[gone], losses[gone], steps[gone] = theta[leave], value[leave], step
+            for reason in reversed(ends):
+                for row in rows[ends[reason]].tolist():
+                    status[row] = reason
+            if len(stay) == 0:
+                break
+            rows, goal, floor, best_step = (v[stay] for v in (rows, goal, floor, best_step))
+            theta, state = theta[stay], [v[stay] for v in state]
+        for _ in range(min(check_every, max_steps - step)):
+            gradient = task.gradients(theta, next(batches), batches.generator)[1]
             step += 1
             update(theta, gradient, state, step, lr)
-            if step % rarely == 0 or step == max_steps:
-                near = slice(None)
-            elif step % often == 0:
-                due = recent * ratio <= NEAR * often * goal
-                if step >= patience:
-                    due |= step - best_step >= patience
-                near = due.nonzero()[:, 0] if due.any() else None
-        value[near] = task.losses(theta[near]).double()
+        value = task.losses(theta).double()
     reached = torch.tensor([reason == "reached" for reason in status], device=device)
     return Trained(result, reached, steps, losses, status)
 

@@ -35,7 +35,12 @@ def needs(error, *parts):
         ("n_t", 0, ValueError, ["n_t", "0", "at least 3"]),
         ("slack", 0.9, ValueError, ["slack", "0.9", ">= 1"]),
         ("slack", math.nan, ValueError, ["slack", "nan", ">= 1"]),
-        ("t_star", "middle", ValueError, ["t_star", "'middle'", "'max', 'grid', 'midpoint'"]),
+        (
+            "t_star",
+            "middle",
+            ValueError,
+            ["t_star", "'middle'", "'max', 'coarse', 'grid'"],
+        ),
         ("optimizer", "lion", ValueError, ["optimizer", "'lion'", "rmsprop, adam, sgd"]),
         ("lr", -1.0, ValueError, ["lr", "-1.0", "> 0"]),
         ("theta_2", torch.zeros(3), ValueError, ["theta_2", "(3,)", "2"]),
@@ -86,7 +91,7 @@ def test_curves(ring, function):
 
 
 def test_t_star_rule(ring):
-    with needs(ValueError, "'median'", "'max', 'grid', 'midpoint'"):
+    with needs(ValueError, "'median'", "'max', 'coarse', 'grid', 'midpoint'"):
         dss.t_star(ring, torch.zeros(2), torch.zeros(2), rule="median")
 
 

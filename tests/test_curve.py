@@ -80,7 +80,7 @@ def test_of_equal_maxima_the_nearest_to_the_middle_counts():
     assert float(dss.t_star(task, ONE, ZERO, rule="grid")) == 0.25
 
 
-@pytest.mark.parametrize("rule", ["max", "grid", "midpoint"])
+@pytest.mark.parametrize("rule", ["max", "coarse", "grid", "midpoint"])
 @pytest.mark.parametrize("n_t", [3, 16, 33])
 def test_a_reversed_segment_gives_one_minus_t_star(rule, n_t):
     task = curve(lambda t: peak(t, 0.29, 0.2) + 0.7 * peak(t, 0.8, 0.1))

@@ -47,7 +47,7 @@ def test_linear_unit_Gamma_tilde_tends_to_one_at_the_origin(unit):
         assert float(saddle.prod()) == pytest.approx(0, abs=0.01)
 
 
-@pytest.mark.parametrize("t_star", ["max", "grid", "midpoint"])
+@pytest.mark.parametrize("t_star", ["max", "coarse", "grid", "midpoint"])
 @pytest.mark.parametrize("insert_first", [False, True])
 def test_no_rule_connects_what_is_disconnected(unit, t_star, insert_first):
     strings = dss.find_strings(

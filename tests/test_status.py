@@ -126,7 +126,7 @@ def test_endpoints_are_kept_whatever_the_status(plateau, status, point):
     assert torch.equal(string.thetas[[0, -1]], torch.stack([theta_1, theta_2]))
 
 
-@pytest.mark.parametrize("t_star", ["max", "midpoint", "grid"])
+@pytest.mark.parametrize("t_star", ["max", "coarse", "midpoint", "grid"])
 def test_a_segment_without_a_loss_is_not_low(t_star, point):
     hole = dss.landscape(
         lambda theta: torch.where(theta[..., 0].abs() < 0.3, torch.nan, 0.1) + 0 * theta[..., 1], 2

@@ -1,0 +1,238 @@
+"""Faster ways give what the plain ones give: by hand, in groups, interpolated."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks.sequential import Sequential
+from test_modules import MODULES
+from torch import nn
+from torch.func import functional_call
+
+import dss
+from dss import networks, train
+from dss import task as task_module
+from dss.curve import segment_maxima
+from dss.task import free_memory
+
+LOSSES = {
+    "mse": networks.LOSSES["mse"],
+    "mae": networks.LOSSES["mae"],
+    "huber": networks.LOSSES["huber"],
+    "cross_entropy": networks.LOSSES["cross_entropy"],
+    "a function": lambda output, y: ((output - y) ** 4).mean(),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", MODULES)
+@pytest.mark.parametrize("n", [1, 3])
+def test_gradients_equal_autograd_one_by_one(kind, loss, n, seeded):
+    module = MODULES[kind]().double()
+    theta = dss.flatten(module)
+    thetas = theta + 0.3 * torch.randn(n, len(theta), dtype=theta.dtype, generator=seeded(1))
+    x = torch.randn(6, 3, dtype=theta.dtype, generator=seeded(2))
+    shape = module(x).shape
+    y = torch.rand(shape, dtype=theta.dtype, generator=seeded(3))
+    y = y.argmax(dim=1) if loss == "cross_entropy" else y
+    values, gradients = networks.stacked_gradients(module, LOSSES[loss], thetas, x, y)
+    for i in range(n):
+        leaf = thetas[i].clone().requires_grad_()
+        output = functional_call(module, dss.unflatten(leaf, dss.shapes_of(module)), (x,))
+        value = LOSSES[loss](output, y)
+        expected = torch.autograd.grad(value, leaf)[0]
+        torch.testing.assert_close(values[i], value.detach(), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(gradients[i], expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def digits_cnn():
+    return dss.digits("cnn", n_eval=60).to(dtype=torch.float64)
+
+
+@pytest.mark.parametrize("which", ["quad64", "digits64", "digits_cnn"])
+@pytest.mark.parametrize("n_segments", [1, 3])
+def test_losses_between_are_those_of_interpolated_networks(which, n_segments, request, seeded):
+    task = request.getfixturevalue(which)
+    a, b = (task.init(n_segments, seeded(seed)) for seed in (1, 2))
+    t = torch.linspace(0, 1, 9, dtype=torch.float64)
+    gamma = task.losses_between(a, b, t)
+    points = dss.interpolate(a[:, None], b[:, None], t)
+    expected = torch.stack([task.losses(row) for row in points])
+    torch.testing.assert_close(gamma, expected, rtol=1e-12, atol=0)
+
+
+def test_only_plain_sequences_are_split_after_their_first_layer():
+    wide = nn.Linear(9, 9)
+    hooked = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))
+    hooked[1].register_forward_hook(lambda *_: None)
+    first, rest = networks.split_after_first(nn.Sequential(nn.Flatten(), wide, nn.Linear(9, 1)))
+    assert [type(layer) for layer in first] == [nn.Flatten, nn.Linear]
+    assert [type(layer) for layer in rest] == [nn.Linear]
+    for other in (
+        hooked,
+        nn.Linear(9, 9),
+        nn.Sequential(wide, wide),
+        nn.Sequential(nn.Linear(9, 4), nn.ReLU()),
+        nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)),
+        nn.Sequential(nn.ReLU(), nn.Linear(9, 4), nn.Linear(4, 2)),
+        dss.networks.authors_cnn(28),
+    ):
+        assert networks.split_after_first(other) is None
+
+
+@pytest.mark.parametrize("batch_size", [None, 16])
+def test_groups_of_networks_are_trained_alike(quad64, seeded, monkeypatch, batch_size):
+    start, (whole, parts) = quad64.init(7, seeded(3)), (seeded(5), seeded(5))
+    settings = {"batch_size": batch_size, "lr": 1e-2, "max_steps": 130}
+    expected = dss.train_to(quad64, start, 0.01, generator=whole, **settings)
+    monkeypatch.setattr(dss.Task, "rows_that_fit", lambda *_: 3)
+    sizes = []
+    descend = train._descend
+    monkeypatch.setattr(
+        train,
+        "_descend",
+        lambda task, thetas, *a: sizes.append(len(thetas)) or descend(task, thetas, *a),
+    )
+    grouped = dss.train_to(quad64, start, 0.01, generator=parts, **settings)
+    assert sizes == [3, 3, 1]
+    torch.testing.assert_close(grouped.thetas, expected.thetas, rtol=1e-12, atol=1e-13)
+    assert torch.equal(grouped.steps, expected.steps) and grouped.status == expected.status
+    assert torch.equal(whole.get_state(), parts.get_state())
+
+
+def test_a_small_budget_gives_the_same_strings(quad64, quad_pairs):
+    pairs = quad_pairs.theta_1[:6], quad_pairs.theta_2[:6]
+    expected = dss.find_strings(quad64, *pairs, **quad_pairs.search)
+    tiny = quad64.to(memory=0.01)
+    assert tiny.rows_that_fit(9, torch.float64) == 4
+    for a, b in zip(expected, dss.find_strings(tiny, *pairs, **quad_pairs.search), strict=True):
+        torch.testing.assert_close(a.thetas, b.thetas, rtol=1e-9, atol=1e-9)
+        assert (a.status, a.gradient_steps) == (b.status, b.gradient_steps)
+
+
+@pytest.fixture
+def points_measured(monkeypatch):
+    """How many points of how many segments `losses_between` was asked for, call by call."""
+    seen, between = [], dss.Task.losses_between
+
+    def counted(task, theta_1, theta_2, t):
+        seen.append((len(theta_1), t.shape[-1]))
+        return between(task, theta_1, theta_2, t)
+
+    monkeypatch.setattr(dss.Task, "losses_between", counted)
+    return seen
+
+
+def test_coarse_to_fine_finds_the_same_maxima_with_half_the_points(
+    quad64, quad_pairs, points_measured
+):
+    ends = quad_pairs.theta_1, quad_pairs.theta_2
+    plain, grid = segment_maxima(quad64, *ends), segment_maxima(quad64, *ends, rule="grid")
+    limit = float(grid.grid_max.median()) * 1.05
+    high = segment_maxima(quad64, *ends, rule="coarse", limit=-1.0)
+    points_measured.clear()
+    mixed = segment_maxima(quad64, *ends, rule="coarse", limit=limit)
+    n_high = int((mixed.grid_max > limit).sum())
+    assert points_measured == [(32, 9), (32 - n_high, 24), (n_high, 6)]
+    assert 5 < n_high < 27
+    is_high = mixed.grid_max > limit
+    for name in ("t_star", "gamma_max", "grid_max"):
+        rows = getattr(mixed, name)
+        assert torch.equal(rows[is_high], getattr(high, name)[is_high])
+        assert torch.equal(rows[~is_high], getattr(plain, name)[~is_high])
+    # Segments with two summits may be climbed at the lower one; there are few.
+    assert (high.t_star == grid.t_star).float().mean() > 0.9
+    assert (high.grid_max <= grid.grid_max).all()
+
+
+def test_a_summit_between_coarse_points_is_not_missed():
+    def curve(theta):
+        t = theta[..., 0]
+        return torch.where((t - 7 / 32).abs() < 1e-9, 2.0, torch.exp(-((t - 0.22) ** 2)))
+
+    task = dss.landscape(curve, 1)
+    ends = torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)
+    found = segment_maxima(task, *ends, rule="coarse", limit=0.5)
+    assert (float(found.t_star), float(found.grid_max)) == (7 / 32, 2.0)
+    assert float(segment_maxima(task, *ends, rule="coarse", limit=1.5).grid_max) == 2.0
+
+
+def test_the_last_gamma_tilde_rests_on_whole_grids(quad64, quad_pairs):
+    search = quad_pairs.search | {"max_depth": 3, "t_star": "coarse"}
+    strings = dss.find_strings(quad64, quad_pairs.theta_1, quad_pairs.theta_2, **search)
+    assert len({s.status for s in strings}) >= 2
+    for string in strings:
+        gamma = dss.losses_along(quad64, string.thetas, string.n_t)[1]
+        assert string.Gamma_tilde == pytest.approx(float(gamma.max()), rel=1e-9)
+
+
+def test_memory_is_a_property_of_the_task():
+    task = dss.quad()
+    assert task.memory is None and task.to(memory=64).memory == 64
+    assert task.to(memory=64).to(torch.float64).memory == 64
+    assert task.to(memory=1).rows_that_fit(1, torch.float32) == 2**20 // (4 * 33)
+    assert task.to(memory=1e-9).rows_that_fit(1, torch.float32) == 1
+    with pytest.raises(ValueError, match="memory is 0 MiB; it must be > 0"):
+        task.to(memory=0)
+    free = free_memory(torch.device("cpu"))
+    assert 2**20 < free < 2**50
+    assert task.rows_that_fit(1, torch.float32) == pytest.approx(free / 4 / (4 * 33), rel=0.2)
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(quad64, seeded, monkeypatch):
+    thetas = quad64.init(11, seeded())
+    expected, sizes = quad64.gradients(thetas), []
+    gradients = task_module.stacked_gradients
+
+    def small(module, loss, thetas, *rest):
+        sizes.append(len(thetas))
+        if len(thetas) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradients(module, loss, thetas, *rest)
+
+    monkeypatch.setattr(task_module, "stacked_gradients", small)
+    monkeypatch.setitem(task_module.CHUNK_ELEMENTS, "cpu", 2**22)
+    for value, wanted in zip(quad64.gradients(thetas), expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-14)
+    assert sizes == [11, 6, 3, 3, 3, 2]
+    sizes.clear()
+    quad64.gradients(thetas)
+    assert max(sizes) == 3, "what was learned is kept"
+
+    def none(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(task_module, "stacked_gradients", none)
+    with pytest.raises(torch.OutOfMemoryError):
+        quad64.gradients(thetas)
+
+
+def test_endpoints_of_minibatch_tasks_are_drawn_as_needed(digits64, seeded):
+    ends = dss.train_endpoints(digits64, 3, [1.5], seeded(), **digits64.train_settings)
+    assert ends.n_drawn.tolist() == [3]
+    whole = dataclasses.replace(digits64, batch_size=None)
+    settings = digits64.train_settings | {"batch_size": None}
+    assert dss.train_endpoints(whole, 3, [1.5], seeded(), **settings).n_drawn.tolist() == [4]
+
+
+def test_the_loop_of_the_benchmark_finds_the_same_strings(quad64, quad_pairs):
+    pairs = quad_pairs.theta_1[:5], quad_pairs.theta_2[:5]
+    strings = dss.find_strings(quad64, *pairs, t_star="grid", **quad_pairs.search)
+    loop = Sequential(quad64, **quad_pairs.search)
+    for string, theta_1, theta_2 in zip(strings, *pairs, strict=True):
+        beads = loop.connect(theta_1, theta_2)
+        assert (beads is not None) == string.connected
+        if beads:
+            torch.testing.assert_close(
+                torch.stack(beads), string.thetas[1:-1], rtol=1e-6, atol=1e-7
+            )
+
+
+def test_pandas_waits_until_a_table_is_made():
+    code = "import sys, dss; assert 'torch' in sys.modules; sys.exit('pandas' in sys.modules)"
+    root = Path(__file__).resolve().parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

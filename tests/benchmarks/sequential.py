@@ -27,7 +27,7 @@ class Sequential:
         self.module = copy.deepcopy(task.module)
         self.L0, self.alpha, self.max_depth = L0, alpha, max_depth
         self.loss, self.metric, self.splits = task.loss_function, task.metric_function, task.splits
-        self.t = torch.linspace(0, 1, n_t)
+        self.t = torch.linspace(0, 1, n_t, dtype=task.dtype)
         self.optimizer, self.lr = OPTIMIZERS[optimizer], lr
         self.max_steps, self.patience = max_steps, patience
         self.gradient_steps = 0

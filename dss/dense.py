@@ -60,6 +60,9 @@ def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
             found[-1] = found[-1]._replace(activation=type(layer))
         else:
             return None
+    size = sum(a.n_out * (a.n_in + a.bias) for a in found)
+    if size != sum(p.numel() for p in module.parameters()):  # weights shared between layers
+        return None
     return tuple(found) or None
 
 

@@ -212,7 +212,9 @@ def split_after_first(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
         or len({id(layer) for layer in layers}) < len(layers)
     ):
         return None
-    return first, nn.Sequential(*rest)
+    parts = first, nn.Sequential(*rest)
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (*parts, module)]
+    return parts if sizes[0] + sizes[1] == sizes[2] else None  # not with shared weights
 
 
 def outputs_between(

@@ -84,6 +84,19 @@ def test_only_plain_sequences_are_split_after_their_first_layer():
         assert networks.split_after_first(other) is None
 
 
+def test_weights_shared_between_layers_are_left_to_torch(seeded):
+    module = nn.Sequential(nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 9))
+    module[2].weight = module[0].weight
+    x = torch.randn(5, 9, generator=seeded())
+    task = dss.Task.from_module(module, "mse", (x, x), (x, x))
+    thetas = dss.flatten(task.module).expand(2, -1)
+    assert task.n_params == 81 + 9 + 9
+    gamma = task.losses_between(thetas, thetas, torch.tensor([0.0, 0.5]))
+    plain = (task.module(x) - x).square().mean().detach()
+    torch.testing.assert_close(gamma, plain.expand(2, 2))
+    assert task.gradients(thetas)[1].shape == (2, 99)
+
+
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_groups_of_networks_are_trained_alike(quad64, seeded, monkeypatch, batch_size):
     start, (whole, parts) = quad64.init(7, seeded(3)), (seeded(5), seeded(5))

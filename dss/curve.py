@@ -113,32 +113,43 @@ def segment_maxima(
             interpolation in the bracket around the best grid point, unless rule is `"grid"`.
         theta_1, theta_2: `(S, P)`.
         limit: `(S,)` or a number, for `"coarse"`: segments above it on every fourth grid point are
-            measured there and beside the largest of these points, all others on the whole grid;
-            those alone are refined.
+            measured there and beside the largest of these points, all others on the whole grid.
+            Segments above it are not refined.
 
     Raises:
         ValueError: n_t < 3, or an unknown rule.
     """
     if rule not in T_RULES:
         raise ValueError(f"unknown t_star {rule!r}; known: {', '.join(map(repr, T_RULES))}")
-    t = _grid(n_t)
+    theta_1, theta_2 = theta_1.to(task.device), theta_2.to(task.device)
+    limit = torch.as_tensor(limit, dtype=torch.float64, device=task.device).expand(len(theta_1))
+    # In groups that fit memory: both ends, the point between them and what makes it, its networks.
+    size = task.rows_that_fit(6, theta_1.dtype)
+    groups = zip(*(v.split(size) for v in (theta_1, theta_2, limit)), strict=True)
+    found = [_maxima(task, a, b, _grid(n_t), rule, c) for a, b, c in groups]
+    return Maxima(*(torch.cat(v) for v in zip(*found, strict=True)))
+
+
+def _maxima(task: Task, theta_1, theta_2, t, rule, limit) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of `Maxima`, for segments that fit memory together."""
     measure = partial(_coarse_to_fine, limit=limit) if rule == "coarse" else _gamma
     gamma = _no_nan(measure(task, theta_1, theta_2, t).double())
     t = t.to(gamma.device)
-    grid_max = gamma.amax(dim=1)
-    # Of equal maxima the one nearest to the middle, so that a reversed segment gives 1 - t*.
-    off_centre = torch.where(gamma == grid_max[:, None], (t - 0.5).abs(), torch.inf)
-    k = off_centre.argmin(dim=1)
+    grid_max, k = gamma.amax(dim=1), _summit(gamma, t)
     if rule == "grid":
-        return Maxima(t[k], grid_max, grid_max)
-    # A segment that has failed on coarse points keeps its best grid point.
+        return t[k], grid_max, grid_max
     rows = (grid_max <= limit).nonzero()[:, 0] if rule == "coarse" else slice(None)
     found, gamma_max = t[k], grid_max.clone()
     ends = theta_1[rows], theta_2[rows]
     found[rows], gamma_max[rows] = _refine(task, *ends, t, gamma[rows], k[rows])
-    if rule == "midpoint":
-        found = torch.full_like(found, 0.5)
-    return Maxima(found, gamma_max, grid_max)
+    return torch.full_like(found, 0.5) if rule == "midpoint" else found, gamma_max, grid_max
+
+
+def _summit(gamma: Tensor, t: Tensor) -> Tensor:
+    """Index of the largest gamma; of equal ones the nearest to the middle, so that a reversed
+    segment gives 1 - t*."""
+    off_centre = torch.where(gamma == gamma.amax(dim=1, keepdim=True), (t - 0.5).abs(), torch.inf)
+    return off_centre.argmin(dim=1)
 
 
 def _grid(n_t: int) -> Tensor:
@@ -156,7 +167,8 @@ def _gamma(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
 def _coarse_to_fine(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor, limit) -> Tensor:
     """gamma `(S, n_t)`, -inf where it was not measured; see `segment_maxima`."""
     is_coarse = torch.zeros(len(t), dtype=torch.bool)
-    is_coarse[::4] = is_coarse[-1] = True
+    is_coarse[::4] = True
+    is_coarse |= is_coarse.flip(0)
     gamma = theta_1.new_full((len(theta_1), len(t)), -torch.inf, device=task.device)
     gamma[:, is_coarse] = _no_nan(task.losses_between(theta_1, theta_2, t[is_coarse]))
     high = gamma.amax(dim=1).double() > limit
@@ -166,7 +178,8 @@ def _coarse_to_fine(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor, lim
         rest = task.losses_between(theta_1[low], theta_2[low], t[~is_coarse])
         gamma[low[:, None], (~is_coarse).nonzero()[:, 0].to(low)] = rest
     if len(high):
-        beside = gamma[high].argmax(dim=1)[:, None] + torch.tensor([-3, -2, -1, 1, 2, 3]).to(high)
+        steps = torch.tensor([-3, -2, -1, 1, 2, 3]).to(high)
+        beside = _summit(gamma[high], t.to(gamma.device))[:, None] + steps
         beside = beside.clamp(0, len(t) - 1)
         fine = task.losses_between(theta_1[high], theta_2[high], t.to(high.device)[beside])
         gamma[high[:, None], beside] = fine
@@ -211,8 +224,8 @@ def _check_pair(task: Task, theta_1: Tensor, theta_2: Tensor) -> None:
     lead = (None,) * (max(1, getattr(theta_1, "dim", lambda: 1)()) - 1)
     check_theta(theta_1, "theta_1", (*lead[:1], task.n_params), finite=True)
     check_theta(theta_2, "theta_2", (*lead[:1], task.n_params), finite=True)
-    if theta_1.shape != theta_2.shape:
+    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
         raise ValueError(
-            f"theta_1 has shape {tuple(theta_1.shape)} and theta_2 {tuple(theta_2.shape)}; "
-            "both must be the same"
+            f"theta_1 is {theta_1.dtype} of shape {tuple(theta_1.shape)} and theta_2 "
+            f"{theta_2.dtype} of shape {tuple(theta_2.shape)}; both must be the same"
         )

@@ -2,10 +2,14 @@
 
 Networks as small as the paper's cost less to compute than autograd takes to record.  Samples come
 last, (N, features, B), so that the long axis is contiguous.
+
+Importing this module makes glibc keep freed blocks below 32 MiB for the process to use again.
 """
 
-from functools import lru_cache
+from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -33,19 +37,43 @@ class Dense(NamedTuple):
     activation: type | None
 
 
-@lru_cache(maxsize=16)
-def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
-    """The layers of a fully connected network, or None for any other.
+def once_per_module(function: Callable) -> Callable:
+    """Remember what a function says of a module, which must not change, for as long as it lives."""
+    known: WeakKeyDictionary = WeakKeyDictionary()
 
-    Exact types only: a subclass, a hook, a parametrized or a shared layer may do something else.
+    @wraps(function)
+    def remembered(module: nn.Module, *arguments):
+        answers = known.setdefault(module, {})
+        if arguments not in answers:
+            answers[arguments] = function(module, *arguments)
+        return answers[arguments]
 
-    Args:
-        module: the network; it must not change afterwards.
-        dim: dimensions of its inputs, the batch included.
+    return remembered
+
+
+def plain_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of a plain sequence; none for a module that may do more than call them in turn.
+
+    A subclass, a hook, a layer or a weight used twice, and parameters beside the layers do.
     """
     layers = list(module) if type(module) is nn.Sequential else []
     hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
-    if hooks or not layers or len({id(layer) for layer in layers}) < len(layers):
+    own = [p for layer in layers for p in layer.parameters()]
+    distinct = len({id(layer) for layer in layers}) == len(layers)
+    same = [id(p) for p in own] == [id(p) for p in module.parameters()]
+    return layers if distinct and same and not hooks else []
+
+
+@once_per_module
+def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
+    """The layers of a fully connected network, or None for any other.
+
+    Args:
+        module: the network.
+        dim: dimensions of its inputs, the batch included.
+    """
+    layers = plain_layers(module)
+    if not layers:
         return None
     if type(layers[0]) is nn.Flatten and (layers[0].start_dim, layers[0].end_dim) == (1, -1):
         layers = layers[1:]
@@ -60,9 +88,6 @@ def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
             found[-1] = found[-1]._replace(activation=type(layer))
         else:
             return None
-    size = sum(a.n_out * (a.n_in + a.bias) for a in found)
-    if size != sum(p.numel() for p in module.parameters()):  # weights shared between layers
-        return None
     return tuple(found) or None
 
 

@@ -4,7 +4,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from functools import lru_cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,14 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 # Losses that are means of a function of the residual: that function and its derivative.
-RESIDUAL_LOSSES = {
-    LOSSES["mse"]: (torch.square, lambda r: 2 * r),
-    LOSSES["mae"]: (torch.abs, torch.sign),
-    LOSSES["huber"]: (
-        lambda r: (c := r.clamp(-0.1, 0.1)) * (r - c / 2),
-        lambda r: r.clamp(-0.1, 0.1),
+RESIDUAL_LOSSES = [
+    (LOSSES["mse"], (torch.square, lambda r: 2 * r)),
+    (LOSSES["mae"], (torch.abs, torch.sign)),
+    (
+        LOSSES["huber"],
+        (lambda r: (c := r.clamp(-0.1, 0.1)) * (r - c / 2), lambda r: r.clamp(-0.1, 0.1)),
     ),
-}
+]
 
 ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
 
@@ -195,44 +195,47 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor
     return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
 
 
-@lru_cache(maxsize=16)
+@dense.once_per_module
 def split_after_first(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """A network as its first layer and the rest, where that is a Linear or Conv2d of many inputs.
+    """A plain sequence as its first layer and the rest, where splitting it saves work.
 
-    None for any other network, in particular for all but plain sequences of distinct layers.
+    None where the first layer is no Linear or Conv2d with at least 8 inputs to a unit.
     """
-    layers = list(module) if type(module) is nn.Sequential else []
+    layers = dense.plain_layers(module)
     n = 2 if layers and type(layers[0]) is nn.Flatten else 1
-    first, rest = module[:n] if layers else None, layers[n:]
+    first, rest = layers[:n], nn.Sequential(*layers[n:])
     if (
-        not any(True for layer in rest for _ in layer.parameters())
+        not any(True for _ in rest.parameters())
         or type(first[-1]) not in (nn.Linear, nn.Conv2d)
         or first[-1].weight[0].numel() < 8
-        or any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-        or len({id(layer) for layer in layers}) < len(layers)
     ):
         return None
-    parts = first, nn.Sequential(*rest)
-    sizes = [sum(p.numel() for p in part.parameters()) for part in (*parts, module)]
-    return parts if sizes[0] + sizes[1] == sizes[2] else None  # not with shared weights
+    return nn.Sequential(*first), rest
 
 
-def outputs_between(
-    module: nn.Module, theta_1: Tensor, theta_2: Tensor, t: Tensor, x: Tensor
+def losses_between(
+    module: nn.Module,
+    loss: Callable,
+    theta_1: Tensor,
+    theta_2: Tensor,
+    t: Tensor,
+    x: Tensor,
+    y: Tensor,
 ) -> Tensor:
-    """Outputs of the interpolated models of S segments at every t of a grid.
+    """`loss` of the interpolated models of S segments at every t of their grids.
 
     The first layer's result is linear in t, so that it is computed at the two ends only; with
     images as inputs it holds a good part of the work.
 
     Args:
         module: a network that `split_after_first` can split.
+        loss: as in `stacked_losses`.
         theta_1, theta_2: `(S, P)`.
         t: `(S, n_t)`.
-        x: `(B, ...)`.
+        x, y: `(B, ...)`.
 
     Returns:
-        `(S * n_t, B, ...)`, segment by segment.
+        `(S, n_t)`.
     """
     first, rest = split_after_first(module)
     n = sum(p.numel() for p in first.parameters())
@@ -247,17 +250,23 @@ def outputs_between(
         h = torch.lerp(*ends, t_k.view(-1, *[1] * (ends[0].dim() - 1)))
         theta = torch.lerp(theta_1[:, n:], theta_2[:, n:], t_k[:, None])
         alone = len(h) == 1  # vmap makes one convolution slower
-        found.append(output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h))
-    return torch.stack(found, dim=1).flatten(0, 1)
+        outputs = output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h)
+        found.append(stacked_losses(loss, outputs, y))
+    return torch.stack(found, dim=1)
 
 
 def stacked_losses(loss: Callable, outputs: Tensor, y: Tensor) -> Tensor:
     """`loss` of each of N networks: outputs `(N, B, ...)` and targets `(B, ...)` to `(N,)`."""
-    if loss in RESIDUAL_LOSSES:
-        return RESIDUAL_LOSSES[loss][0](outputs - y).flatten(1).mean(dim=1)
+    known = _of_residual(loss)
+    if known is not None:
+        return known[0](outputs - y.to(outputs.dtype)).flatten(1).mean(dim=1)
     if len(outputs) == 1:
         return loss(outputs[0], y)[None]
     return torch.vmap(loss, in_dims=(0, None))(outputs, y)
+
+
+def _of_residual(loss: Callable) -> tuple[Callable, Callable] | None:
+    return next((known for f, known in RESIDUAL_LOSSES if f is loss), None)
 
 
 def stacked_gradients(
@@ -272,14 +281,15 @@ def stacked_gradients(
     parameters = dense.parameters_of(layers, thetas)
     found = dense.results(layers, parameters, x)
     outputs = found[-1].transpose(1, 2)
-    if loss in RESIDUAL_LOSSES:
-        value, derivative = RESIDUAL_LOSSES[loss]
-        residual = outputs - y
+    known = _of_residual(loss)
+    if known is not None:
+        value, derivative = known
+        residual = outputs - y.to(outputs.dtype)
         values = value(residual).flatten(1).mean(dim=1)
         slope = derivative(residual).div_(residual[0].numel())
     else:
         outputs = outputs.requires_grad_()
-        values = stacked_losses(loss, outputs, y)
+        values = stacked_losses(loss, outputs.clone(), y)  # a loss may work in place
         slope = torch.autograd.grad(values.sum(), outputs)[0]
     gradient = dense.gradients(layers, parameters, found, slope.transpose(1, 2))
     return values.detach(), gradient

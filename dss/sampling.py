@@ -121,12 +121,10 @@ def find_strings(
     detail = _name_endpoints(ends.reshape(2, n_pairs), searched, L0)
 
     for depth in range(max_depth + 1):
-        # The largest gamma of segments that are not split any further is wanted on the whole grid.
-        go_on = (
-            active[pair[left]] if depth < max_depth else torch.zeros_like(left, dtype=torch.bool)
-        )
-        splits = torch.where(go_on, slack * limit[pair[left]], torch.inf)
-        found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star, splits)
+        # The straight line, and segments that are not split any further, count on the whole grid.
+        may_split = active & (0 < depth < max_depth)
+        coarse = torch.where(may_split, slack * limit, torch.inf)[pair[left]]
+        found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star, coarse)
         failed = ~(found.gamma_max <= slack * limit[pair[left]])
         if depth == 0 and insert_first:
             failed, found.t_star[:] = torch.ones_like(failed), 0.5
@@ -166,8 +164,8 @@ def find_strings(
         n_stalled += torch.bincount(of[~good], minlength=n_pairs)
         stays = found.grid_max[split][~good]
         if t_star == "coarse":
-            ends = thetas[left[~good]], thetas[right[~good]]
-            stays = segment_maxima(task, *ends, n_t, "grid").grid_max
+            stuck = thetas[left[~good]], thetas[right[~good]]
+            stays = segment_maxima(task, *stuck, n_t, "grid").grid_max
         settled.scatter_reduce_(0, of[~good], stays, "amax")
         left, right, of, t = left[good], right[good], of[good], t[good]
         new = torch.arange(len(thetas), len(thetas) + len(left), device=device)

@@ -41,7 +41,9 @@ class String:
             search never began.  Neighbours that passed the test also passed it at their refined
             maximum, which may lie a little above the grid's.
         trace: per depth `depth`, `Gamma_tilde`, `open_segments` (above the threshold),
-            `beads_trained` and `gradient_steps` (spent to get to this depth).
+            `beads_trained` and `gradient_steps` (spent to get to this depth).  With
+            `t_star="coarse"` Gamma_tilde between the first depth and the last is the largest gamma
+            that was measured, on half of the grid where a segment was split.
         detail: what else there is to say of the status; may be empty.
         length_mask: `(P,)` bool, the parameters that count in the length; None: all.
 

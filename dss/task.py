@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from dss.networks import (
     check_module,
     check_sample,
     lookup,
-    outputs_between,
+    losses_between,
     reset_parameters_of,
     split_after_first,
     stacked_gradients,
@@ -53,8 +52,9 @@ class Task:
         splits: `train` and `test`, each a pair `(x, y)` on the task's device; empty for a
             landscape.  `test` is chi, the fixed evaluation set of Sec. II.A.
         length_mask: `(P,)` bool, the parameters that count in the normalized length; None: all.
-        memory: MiB that work on this task may hold at a time, beside what it returns; None: a
-            quarter of what is free when the work begins.
+        memory: MiB for what work on this task holds at a time, beside its strings: activations,
+            the state of training, interpolated networks.  None: a quarter of what is free, and
+            activations that fill a cache or a GPU.
     """
 
     name: str
@@ -75,6 +75,7 @@ class Task:
     stacks: bool = field(default=True, repr=False)
     length_mask: Tensor | None = field(default=None, repr=False)
     memory: float | None = None
+    _learned: dict = field(default_factory=dict, repr=False)
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
 
@@ -126,12 +127,13 @@ class Task:
             return thetas.new_empty(0)
         if self.function is not None:
             with torch.no_grad():
-                return self.function(thetas)
+                return self.function(thetas).to(thetas.dtype)
 
-        def answer(rows: slice, x: Tensor) -> Tensor:
-            return stacked_outputs(self.module, thetas[rows], x)
+        def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
+            outputs = stacked_outputs(self.module, thetas[rows], x)
+            return stacked_losses(self.metric_function, outputs, y)
 
-        return self._measure(answer, len(thetas), split, thetas.dtype)
+        return self._measure(values, len(thetas), split, thetas.dtype)
 
     def losses_between(self, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
         """The metric of the interpolated models of S segments at every t of a grid.
@@ -149,16 +151,18 @@ class Task:
         t = t.to(theta_1).expand(len(theta_1), t.shape[-1])
         if self.stacks and self.module is not None and split_after_first(self.module):
 
-            def answer(rows: slice, x: Tensor) -> Tensor:
-                return outputs_between(self.module, theta_1[rows], theta_2[rows], t[rows], x)
+            def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
+                ends = theta_1[rows], theta_2[rows]
+                return losses_between(self.module, self.metric_function, *ends, t[rows], x, y)
 
-            return self._measure(answer, len(theta_1), "test", theta_1.dtype).view(t.shape)
+            return self._measure(values, len(theta_1), "test", theta_1.dtype)
         # All points of all segments at a time fit neither caches nor, for large networks, memory.
-        size = min(self.rows_that_fit(3, theta_1.dtype), self._chunk_elements() / self.n_params)
-        size = max(1, int(size / t.shape[1]))
+        limit = self._chunk_elements(theta_1.dtype) / self.n_params
+        size = max(1, int(min(self.rows_that_fit(3, theta_1.dtype), limit)))
+        segment = torch.arange(len(theta_1), device=self.device).repeat_interleave(t.shape[1])
         parts = [
-            self.losses(torch.lerp(a[:, None], b[:, None], c[..., None]).flatten(0, 1))
-            for a, b, c in zip(*(v.split(size) for v in (theta_1, theta_2, t)), strict=True)
+            self.losses(torch.lerp(theta_1[s], theta_2[s], t_s[:, None]))
+            for s, t_s in zip(segment.split(size), t.reshape(-1).split(size), strict=True)
         ]
         return torch.cat(parts).view(t.shape)
 
@@ -184,7 +188,7 @@ class Task:
             return stacked_outputs(self.module, thetas[rows], x)
 
         with torch.no_grad():
-            return torch.cat(self._by_rows(answer, len(thetas), len(x)))
+            return torch.cat(self._by_rows(answer, len(thetas), len(x), thetas.dtype))
 
     def gradients(
         self,
@@ -213,7 +217,7 @@ class Task:
             arguments = self.module, self.loss_function, thetas[rows].detach(), x, y, *noise
             return stacked_gradients(*arguments)
 
-        found = self._by_rows(descend, len(thetas), len(x))
+        found = self._by_rows(descend, len(thetas), len(x), thetas.dtype)
         if len(found) == 1:
             return found[0]
         losses, gradients = zip(*found, strict=True)
@@ -260,12 +264,18 @@ class Task:
             splits={name: (move(x), move(y)) for name, (x, y) in self.splits.items()},
             length_mask=None if self.length_mask is None else self.length_mask.to(device),
             memory=self.memory if memory is None else memory,
+            _learned={},
             device=device,
             dtype=dtype,
         )
 
-    def _measure(self, answer, n: int, split: str, dtype: torch.dtype) -> Tensor:
-        """Metric of `answer(rows, x)`, outputs of one network or more for each of `n` rows."""
+    def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
+        """How many networks fit the memory budget when each takes `copies` flat vectors."""
+        budget = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
+        return max(1, int(budget / (copies * self.n_params * dtype.itemsize)))
+
+    def _measure(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
+        """Mean over a sample of `values(rows, x, y)`, one or several for each of `n` rows."""
         if n == 0:
             return torch.empty(0, dtype=dtype, device=self.device)
         x, y = self._sample(slice(None), dtype, split)
@@ -273,36 +283,32 @@ class Task:
         parts = [slice(start, start + step) for start in range(0, len(x), step)]
 
         def mean_over_parts(rows: slice) -> Tensor:
-            values = [stacked_losses(self.metric_function, answer(rows, x[p]), y[p]) for p in parts]
+            found = [values(rows, x[p], y[p]).to(dtype) for p in parts]
             if len(parts) == 1:
-                return values[0]
-            return sum(len(y[p]) / len(y) * v for p, v in zip(parts, values, strict=True))
+                return found[0]
+            return sum(len(y[p]) / len(y) * v for p, v in zip(parts, found, strict=True))
 
         with torch.no_grad():
-            return torch.cat(self._by_rows(mean_over_parts, n, step))
+            return torch.cat(self._by_rows(mean_over_parts, n, step, dtype))
 
-    def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
-        """How many networks fit the memory budget when each takes `copies` flat vectors."""
-        budget = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
-        return max(1, int(budget / (copies * self.n_params * dtype.itemsize)))
-
-    def _chunk_elements(self) -> float:
-        """Activations of all layers that networks side by side may hold."""
+    def _chunk_elements(self, dtype: torch.dtype) -> float:
+        """Numbers that networks side by side may hold, activations and parameters."""
         limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
-        if self.memory is None:
-            return limit
-        # They may be held three times: with results of elementwise functions, and gradients.
-        return min(limit, self.memory * 2**20 / (3 * self.dtype.itemsize))
+        if self.memory is not None:  # each held three times: results, gradients, temporaries
+            limit = min(limit, self.memory * 2**20 / (3 * dtype.itemsize))
+        return min(limit, self._learned.get("elements", limit))
 
     def _sample(self, part: Tensor | slice, dtype: torch.dtype, split: str) -> tuple:
         x, y = (v[part] for v in self.splits[split])
         return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
 
-    def _by_rows(self, work: Callable[[slice], T], n: int, n_samples: int) -> list[T]:
+    def _by_rows(
+        self, work: Callable[[slice], T], n: int, n_samples: int, dtype: torch.dtype
+    ) -> list[T]:
         """`work` on groups of rows that run side by side; out of CUDA memory, on halves of them."""
-        per_network = n_samples * self.n_activations
-        size = max(1, int(self._chunk_elements() / per_network)) if self.stacks else 1
-        size = math.ceil(n / math.ceil(n / size))  # of even sizes
+        per_network = n_samples * self.n_activations + self.n_params
+        size = max(1, int(self._chunk_elements(dtype) / per_network)) if self.stacks else 1
+        size = math.ceil(n / max(1, math.ceil(n / size)))  # of even sizes
         start, found = 0, []
         while start < n:
             try:
@@ -311,7 +317,7 @@ class Task:
                 if size == 1:
                     raise
                 size = math.ceil(size / 2)
-                CHUNK_ELEMENTS[self.device.type] = size * per_network
+                self._learned["elements"] = size * per_network
             else:
                 start += size
         return found
@@ -390,17 +396,21 @@ class Task:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take on a device."""
+    """Bytes that this process could still take on a device, 64 MiB at the least."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if not Path("/proc/meminfo").exists():
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    (line,) = re.findall(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    free = 1024 * int(line)
-    limit, used = (Path("/sys/fs/cgroup", f"memory.{name}") for name in ("max", "current"))
+        own_cache = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(2**26, torch.cuda.mem_get_info(device)[0] + own_cache)
+    info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+    if not info.exists():  # not Linux: say 4 GiB
+        return 2**32
+    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1])
+    limit = group / "memory.max"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(used.read_text()))
-    return max(free, 0)
+        # Files that were read count as used, but make way.
+        files = re.search(r"(?m)^file (\d+)", (group / "memory.stat").read_text())[1]
+        used = int((group / "memory.current").read_text()) - int(files)
+        free = min(free, int(text) - used)
+    return max(2**26, free)
 
 
 def _name_of(function: str | Callable) -> str:

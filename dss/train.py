@@ -111,7 +111,11 @@ def train_endpoints(
     spare = 1.33 if steps_see_all(task, training.get("batch_size")) else 1
     drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
     for _ in range(20):
-        missing = [math.ceil(spare * (n - len(f))) for f in found]
+        rates = [len(f) / max(1, int(d)) for f, d in zip(found, drawn, strict=True)]
+        missing = [
+            math.ceil(max(spare, 1 / rate if rate else spare) * (n - len(f)))
+            for f, rate in zip(found, rates, strict=True)
+        ]
         if not any(missing):
             break
         of = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
@@ -191,24 +195,28 @@ def train_to(
     generator = generator or torch.Generator().manual_seed(0)
     thetas = thetas.detach().to(device)
     begin, longest = generator.get_state(), -1
-    groups = []
+    result = Trained(
+        thetas=torch.empty_like(thetas),
+        reached=torch.empty(n, dtype=torch.bool, device=device),
+        steps=torch.empty(n, dtype=torch.int64, device=device),
+        losses=torch.empty(n, dtype=torch.float64, device=device),
+        status=[],
+    )
+    limits = int(max_steps), patience, check_every
     for rows in torch.arange(n).split(task.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
         # Every group sees the same batches; the caller's generator ends where the longest one does.
         own = torch.Generator()
         own.set_state(begin)
         batches = _batches(task, batch_size, own)
-        limits = max_steps, patience, check_every
-        rows = rows.to(device)
-        trained = _descend(task, thetas[rows], target[rows], optimizer, lr, batches, *limits)
-        groups.append(trained)
-        if int(trained.steps.max()) > longest:
-            longest = int(trained.steps.max())
+        part = slice(int(rows[0]), int(rows[-1]) + 1)
+        group = _descend(task, thetas[part], target[part], optimizer, lr, batches, *limits)
+        for name in ("thetas", "reached", "steps", "losses"):
+            getattr(result, name)[part] = getattr(group, name)
+        result.status.extend(group.status)
+        if int(group.steps.max()) > longest:
+            longest = int(group.steps.max())
             generator.set_state(own.get_state())
-    if len(groups) == 1:
-        return groups[0]
-    names = ("thetas", "reached", "steps", "losses")
-    joined = {name: torch.cat([getattr(g, name) for g in groups]) for name in names}
-    return Trained(**joined, status=sum((g.status for g in groups), []))
+    return result
 
 
 def _descend(

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 import dss
-from dss import networks, train
+from dss import networks, sampling, train
 from dss import task as task_module
 from dss.curve import segment_maxima
 from dss.task import free_memory
@@ -99,22 +99,27 @@ def test_weights_shared_between_layers_are_left_to_torch(seeded):
 
 @pytest.mark.parametrize("batch_size", [None, 16])
 def test_groups_of_networks_are_trained_alike(quad64, seeded, monkeypatch, batch_size):
-    start, (whole, parts) = quad64.init(7, seeded(3)), (seeded(5), seeded(5))
-    settings = {"batch_size": batch_size, "lr": 1e-2, "max_steps": 130}
-    expected = dss.train_to(quad64, start, 0.01, generator=whole, **settings)
+    settings = {"batch_size": batch_size, "lr": 1e-2, "max_steps": 130, "optimizer": "adam"}
+    start = quad64.init(7, seeded(3))
+    # The longest descent is in the middle group: neither the first nor the last one counts.
+    target = torch.tensor([0.1, 0.1, 0.1, 0.1, 1e-9, 0.1, 0.1], dtype=torch.float64)
+    whole, parts = seeded(5), seeded(5)
+    expected = dss.train_to(quad64, start, target, generator=whole, **settings)
+    assert expected.steps.argmax() == 4
     monkeypatch.setattr(dss.Task, "rows_that_fit", lambda *_: 3)
-    sizes = []
-    descend = train._descend
-    monkeypatch.setattr(
-        train,
-        "_descend",
-        lambda task, thetas, *a: sizes.append(len(thetas)) or descend(task, thetas, *a),
-    )
-    grouped = dss.train_to(quad64, start, 0.01, generator=parts, **settings)
+    sizes, descend = [], train._descend
+
+    def counted(task, thetas, *arguments):
+        sizes.append(len(thetas))
+        return descend(task, thetas, *arguments)
+
+    monkeypatch.setattr(train, "_descend", counted)
+    grouped = dss.train_to(quad64, start, target, generator=parts, **settings)
     assert sizes == [3, 3, 1]
-    torch.testing.assert_close(grouped.thetas, expected.thetas, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(grouped.thetas, expected.thetas, rtol=1e-10, atol=1e-12)
     assert torch.equal(grouped.steps, expected.steps) and grouped.status == expected.status
     assert torch.equal(whole.get_state(), parts.get_state())
+    assert torch.equal(whole.get_state(), seeded(5).get_state()) == (batch_size is None)
 
 
 def test_a_small_budget_gives_the_same_strings(quad64, quad_pairs):
@@ -174,13 +179,161 @@ def test_a_summit_between_coarse_points_is_not_missed():
     assert float(segment_maxima(task, *ends, rule="coarse", limit=1.5).grid_max) == 2.0
 
 
-def test_the_last_gamma_tilde_rests_on_whole_grids(quad64, quad_pairs):
-    search = quad_pairs.search | {"max_depth": 3, "t_star": "coarse"}
+@pytest.fixture
+def two_summits():
+    """A ridge between (0, 0) and (1, 0) with a broad summit and, off coarse points, a higher one.
+
+    Descent leaves the broad one at y > 0.  The narrow one, all along y, is a wall.
+    """
+
+    def function(theta):
+        x, y = theta[..., 0], theta[..., 1]
+        broad = 2 * torch.exp(-(((x - 0.5) / 0.1) ** 2) - (y / 0.2) ** 2 + 0.1 * y)
+        return broad + 10 * torch.exp(-(((x - 6 / 32) / 0.01) ** 2))
+
+    ends = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+    return dss.landscape(function, 2, "two summits"), ends
+
+
+@pytest.mark.parametrize("max_depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("max_steps", [3, 400])
+def test_the_last_gamma_tilde_rests_on_whole_grids(two_summits, max_depth, max_steps):
+    task, ends = two_summits
+    settings = {"lr": 1e-2, "max_steps": max_steps, "t_star": "coarse", "max_depth": max_depth}
+    string = dss.find_string(task, *ends, 0.5, **settings)
+    gamma = dss.losses_along(task, string.thetas, string.n_t)[1]
+    assert not string.connected
+    assert string.Gamma_tilde == string.trace[-1]["Gamma_tilde"] == float(gamma.max()) > 0.5
+    line = dss.interpolated_loss(task, *ends)
+    assert string.trace[0]["Gamma_tilde"] == float(line.max()), "the straight line in full"
+
+
+def test_segments_of_a_search_that_has_ended_count_on_whole_grids(quad64, quad_pairs, monkeypatch):
+    calls = []
+
+    def spy(task, theta_1, theta_2, n_t, rule, limit=torch.inf):
+        calls.append((rule, torch.as_tensor(limit).expand(len(theta_1))))
+        return segment_maxima(task, theta_1, theta_2, n_t, rule, limit)
+
+    monkeypatch.setattr(sampling, "segment_maxima", spy)
+    search = quad_pairs.search | {"max_steps": 30, "max_depth": 4, "t_star": "coarse"}
     strings = dss.find_strings(quad64, quad_pairs.theta_1, quad_pairs.theta_2, **search)
-    assert len({s.status for s in strings}) >= 2
-    for string in strings:
-        gamma = dss.losses_along(quad64, string.thetas, string.n_t)[1]
-        assert string.Gamma_tilde == pytest.approx(float(gamma.max()), rel=1e-9)
+    stalled = sum(s.status == "training stalled" for s in strings)
+    assert 0 < stalled < 32
+    levels = [limit for rule, limit in calls if rule == "coarse"]
+    assert sum(len(limit) for rule, limit in calls if rule == "grid") >= stalled
+    assert torch.isinf(levels[0]).all() and torch.isinf(levels[-1]).all()
+    # Halves that other beads of a stalled pair have left are tested once more, at the next level.
+    halves = [int(torch.isinf(limit).sum()) for limit in levels[1:-1]]
+    assert sum(halves) > 0 and any(0 < n < len(v) for n, v in zip(halves, levels[1:], strict=False))
+
+
+@pytest.mark.parametrize("n_t", [3, 16, 33])
+def test_a_reversed_segment_gives_one_minus_t_star_coarse_to_fine(n_t, seeded):
+    weights = torch.randn(40, 5, dtype=torch.float64, generator=seeded())
+    ramps = torch.linspace(1, 9, 5, dtype=torch.float64)
+    for w in weights:
+        task = dss.landscape(lambda v, w=w: 3 + (w * torch.sin(ramps * v[..., :1] * 3)).sum(-1), 1)
+        zero, one = (torch.full((1, 1), v, dtype=torch.float64) for v in (0.0, 1.0))
+        there, back = (
+            segment_maxima(task, *ends, n_t, "coarse", -1.0) for ends in ((zero, one), (one, zero))
+        )
+        assert float(back.t_star) == pytest.approx(1 - float(there.t_star), abs=1e-9)
+
+
+def test_no_path_holds_more_networks_than_fit(quad64, quad_pairs, monkeypatch):
+    """Rows that losses and gradients are asked for at a time, under a budget of a few networks."""
+    tiny, seen = quad64.to(memory=0.02), []
+
+    def counted(method):
+        def call(task, thetas, *rest, **more):
+            seen.append(len(thetas))
+            return method(task, thetas, *rest, **more)
+
+        return call
+
+    for name in ("losses", "gradients"):
+        monkeypatch.setattr(dss.Task, name, counted(getattr(dss.Task, name)))
+    dss.interpolated_loss(tiny, quad_pairs.theta_1, quad_pairs.theta_2, n_t=101)
+    assert 1 < max(seen) <= tiny.rows_that_fit(3, torch.float64) == 26
+    seen.clear()
+    segment_maxima(tiny, quad_pairs.theta_1, quad_pairs.theta_2)
+    assert 1 < max(seen) <= 26
+    seen.clear()
+    dss.train_to(tiny, quad_pairs.theta_1, 1e-9, max_steps=3)
+    assert 1 < max(seen) <= tiny.rows_that_fit(9, torch.float64) == 8
+    assert tiny._chunk_elements(torch.float64) < 0.02 * 2**20 / 8
+
+
+def test_images_between_are_reduced_point_by_point(digits64, monkeypatch):
+    """Outputs of all points of a segment never exist together."""
+    seen, losses = [], networks.stacked_losses
+
+    def counted(loss, outputs, y):
+        seen.append(outputs.shape[0])
+        return losses(loss, outputs, y)
+
+    monkeypatch.setattr(networks, "stacked_losses", counted)
+    a, b = digits64.init(2)[:, None]
+    dss.interpolated_loss(digits64, a, b, n_t=101)
+    assert seen == [1] * 101
+
+
+def test_values_have_the_dtype_of_thetas_whatever_the_metric_returns(seeded):
+    x, y = torch.rand(20, 9, generator=seeded()), torch.arange(20) % 2
+    module = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))
+
+    def wrong(output, y):
+        return (output.argmax(1) != y).float().mean()
+
+    task = dss.Task.from_module(module, "cross_entropy", (x, y), (x, y), metric=wrong)
+    task = task.to(torch.float64)
+    a, b = task.init(2, seeded())[:, None]
+    assert task.losses(a).dtype == torch.float64
+    assert segment_maxima(task, a, b, rule="coarse", limit=0.1).grid_max.dtype == torch.float64
+
+
+def test_losses_of_any_kind(seeded):
+    @dataclasses.dataclass
+    class Weighted:  # unhashable
+        weight: float = 2.0
+
+        def __call__(self, output, y):
+            return self.weight * output.sub_(y).square().mean()  # in place
+
+    x = torch.rand(20, 3, generator=seeded())
+    task = dss.Task.from_module(nn.Linear(3, 1), Weighted(), (x, x[:, :1]), (x, x[:, :1]))
+    plain = dss.Task.from_module(nn.Linear(3, 1), "mse", (x, x[:, :1]), (x, x[:, :1]))
+    thetas = plain.init(3, seeded())
+    for value, wanted in zip(task.gradients(thetas), plain.gradients(thetas), strict=True):
+        torch.testing.assert_close(value, 2 * wanted)
+    truth = (x[:, :1], x[:, :1] > 0.5)
+    boolean = dss.Task.from_module(nn.Linear(1, 1), "mse", truth, truth)
+    assert torch.isfinite(boolean.losses(boolean.init(2, seeded()))).all()
+
+
+def test_parameters_beside_the_layers_are_left_to_torch(seeded):
+    module = nn.Sequential(nn.Linear(3, 2))
+    module.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    x = torch.rand(5, 3, generator=seeded())
+    task = dss.Task.from_module(module, "mse", (x, x[:, :2]), (x, x[:, :2]))
+    assert task.n_params == 9
+    assert task.losses(dss.flatten(task.module)[None].repeat(2, 1)).shape == (2,)
+
+
+def test_networks_that_rarely_succeed_are_drawn_often_enough(seeded, monkeypatch):
+    chance = seeded(7)
+
+    def rarely(task, thetas, target, generator, **training):
+        n = len(thetas)
+        reached = torch.rand(n, generator=chance) < 0.1
+        nothing = torch.zeros(n)
+        return dss.Trained(thetas, reached, nothing.long(), nothing.double(), [""] * n)
+
+    monkeypatch.setattr(train, "train_to", rarely)
+    ends = dss.train_endpoints(dss.quad(), 100, [0.1], batch_size=16)
+    assert ends.thetas.shape == (1, 100, 33)
+    assert 500 < int(ends.n_drawn) < 2_500
 
 
 def test_memory_is_a_property_of_the_task():
@@ -191,12 +344,11 @@ def test_memory_is_a_property_of_the_task():
     assert task.to(memory=1e-9).rows_that_fit(1, torch.float32) == 1
     with pytest.raises(ValueError, match="memory is 0 MiB; it must be > 0"):
         task.to(memory=0)
-    free = free_memory(torch.device("cpu"))
-    assert 2**20 < free < 2**50
-    assert task.rows_that_fit(1, torch.float32) == pytest.approx(free / 4 / (4 * 33), rel=0.2)
+    assert 2**26 <= free_memory(torch.device("cpu")) < 2**50
 
 
-def test_out_of_memory_halves_the_chunk_and_goes_on(quad64, seeded, monkeypatch):
+def test_out_of_memory_halves_the_chunk_and_goes_on(seeded, monkeypatch):
+    quad64, other = dss.quad().to(torch.float64), dss.quad()
     thetas = quad64.init(11, seeded())
     expected, sizes = quad64.gradients(thetas), []
     gradients = task_module.stacked_gradients
@@ -208,13 +360,14 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(quad64, seeded, monkeypatch)
         return gradients(module, loss, thetas, *rest)
 
     monkeypatch.setattr(task_module, "stacked_gradients", small)
-    monkeypatch.setitem(task_module.CHUNK_ELEMENTS, "cpu", 2**22)
     for value, wanted in zip(quad64.gradients(thetas), expected, strict=True):
         torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-14)
     assert sizes == [11, 6, 3, 3, 3, 2]
     sizes.clear()
     quad64.gradients(thetas)
     assert max(sizes) == 3, "what was learned is kept"
+    monkeypatch.setattr(task_module, "stacked_gradients", gradients)
+    assert other._learned == quad64.to()._learned == {}, "by this task alone"
 
     def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")

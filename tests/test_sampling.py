@@ -162,8 +162,7 @@ def test_one_run_holds_Gamma_tilde_of_every_smaller_depth(ring, point):
 def test_the_first_bead_starts_at_t_star(ring, beads_given_to_training, t_star, point):
     theta_1, theta_2 = point(1.1, 0.05), point(-0.4, 0.8)
     dss.find_string(ring, theta_1, theta_2, 0.1, t_star=t_star)
-    # Of a segment above the threshold "coarse" refines nothing.
-    t = dss.t_star(ring, theta_1, theta_2, rule="grid" if t_star == "coarse" else t_star)
+    t = dss.t_star(ring, theta_1, theta_2, rule=t_star)
     (bead,) = beads_given_to_training[0][0]
     assert torch.equal(bead, dss.interpolate(theta_1, theta_2, t))
     assert (t == 0.5) == (t_star == "midpoint")

@@ -342,7 +342,8 @@ def chunks(device: str) -> list[dict]:
         default = dict(dss.task.CHUNK_ELEMENTS)
         for size in (*sizes, None):
             if size is not None:
-                dss.task.CHUNK_ELEMENTS[task.device.type] = size * n * task.n_activations
+                per_network = n * task.n_activations + task.n_params
+                dss.task.CHUNK_ELEMENTS[task.device.type] = size * per_network
             task.gradients(thetas, batch)
             took = seconds(task.gradients, thetas, batch, repeats=3)
             dss.task.CHUNK_ELEMENTS.update(default)

@@ -149,6 +149,8 @@ class Task:
         """
         theta_1, theta_2 = theta_1.to(self.device), theta_2.to(self.device)
         t = t.to(theta_1).expand(len(theta_1), t.shape[-1])
+        if len(t) == 0:
+            return theta_1.new_empty(t.shape)
         if self.stacks and self.module is not None and split_after_first(self.module):
 
             def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
@@ -276,8 +278,6 @@ class Task:
 
     def _measure(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
         """Mean over a sample of `values(rows, x, y)`, one or several for each of `n` rows."""
-        if n == 0:
-            return torch.empty(0, dtype=dtype, device=self.device)
         x, y = self._sample(slice(None), dtype, split)
         step = min(self.eval_chunk or len(x), len(x))
         parts = [slice(start, start + step) for start in range(0, len(x), step)]

@@ -65,6 +65,21 @@ def test_losses_between_are_those_of_interpolated_networks(which, n_segments, re
     torch.testing.assert_close(gamma, expected, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_images_are_joined_with_the_settings_of_their_task(network, seeded):
+    task = dss.digits(network, n_eval=60)
+    strings, table = dss.study(task, [1.0, 0.6], 2, seeded(), **task.settings)
+    assert table.connected.all() and task.settings["t_star"] == "coarse"
+    for string in strings:
+        gamma = dss.losses_along(task, string.thetas, string.n_t)[1]
+        assert string.Gamma_tilde == pytest.approx(float(gamma.max()), rel=1e-6)
+        assert string.Gamma_tilde <= string.L0 * (1 + 1e-6)
+    nothing = task.losses_between(*task.init(2)[:, None][:, :0], torch.linspace(0, 1, 5))
+    assert nothing.shape == (0, 5)
+    above = dss.find_strings(task, *task.init(2)[:, None], 0.1, **task.settings)
+    assert above[0].status == "endpoint above L0"
+
+
 def test_only_plain_sequences_are_split_after_their_first_layer():
     wide = nn.Linear(9, 9)
     hooked = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))

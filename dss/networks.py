@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from dss import dense
-from dss.theta import shapes_of, unflatten
+from dss.theta import interpolate, shapes_of, unflatten
 
 
 def error_rate(output: Tensor, y: Tensor) -> Tensor:
@@ -248,7 +248,7 @@ def losses_between(
     found = []
     for t_k in t.T:
         h = torch.lerp(*ends, t_k.view(-1, *[1] * (ends[0].dim() - 1)))
-        theta = torch.lerp(theta_1[:, n:], theta_2[:, n:], t_k[:, None])
+        theta = interpolate(theta_1[:, n:], theta_2[:, n:], t_k)
         alone = len(h) == 1  # vmap makes one convolution slower
         outputs = output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h)
         found.append(stacked_losses(loss, outputs, y))

@@ -14,7 +14,7 @@ from dss.strings import (
     TRAINING_STALLED,
     String,
 )
-from dss.task import Task
+from dss.task import TRAINING_SETTINGS, Task
 from dss.theta import check_theta, interpolate
 from dss.train import check_training, rounding, steps_see_all, train_endpoints, train_to
 
@@ -251,8 +251,7 @@ def study(
     import pandas as pd
 
     generator = generator or torch.Generator().manual_seed(0)
-    names = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
-    training = {name: options[name] for name in names if name in options}
+    training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     ends = train_endpoints(task, 2 * n_pairs, L0, generator, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
     thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)

@@ -25,7 +25,7 @@ from dss.networks import (
     stacked_losses,
     stacked_outputs,
 )
-from dss.theta import check_theta, shapes_of
+from dss.theta import check_theta, interpolate, shapes_of
 
 # Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
 # On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
@@ -33,6 +33,8 @@ from dss.theta import check_theta, shapes_of
 # (`make bench` measures it).
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 
+
+TRAINING_SETTINGS = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
 
 T = TypeVar("T")
 
@@ -82,8 +84,7 @@ class Task:
     @property
     def train_settings(self) -> dict:
         """The part of `settings` that `train_to` takes, to train endpoints in the same way."""
-        names = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
-        return {name: self.settings[name] for name in names if name in self.settings}
+        return {name: v for name, v in self.settings.items() if name in TRAINING_SETTINGS}
 
     def init(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` networks from the initial distribution.
@@ -163,7 +164,7 @@ class Task:
         size = max(1, int(min(self.rows_that_fit(3, theta_1.dtype), limit)))
         segment = torch.arange(len(theta_1), device=self.device).repeat_interleave(t.shape[1])
         parts = [
-            self.losses(torch.lerp(theta_1[s], theta_2[s], t_s[:, None]))
+            self.losses(interpolate(theta_1[s], theta_2[s], t_s))
             for s, t_s in zip(segment.split(size), t.reshape(-1).split(size), strict=True)
         ]
         return torch.cat(parts).view(t.shape)

@@ -79,8 +79,8 @@ def polynomial(
         coefficients = lookup(POLYNOMIALS, coefficients, "polynomial")
     elif restrict:
         _check_range(coefficients)
-    # On held-out seeds a half to a third of the gradient steps of RMSprop at 1e-3, as many strings
-    # connected, and those 2 to 4 % longer.
+    # A half to a third of the gradient steps of RMSprop at 1e-3 on held-out seeds, as many strings
+    # connected, and those 2 % longer (`make bench`, settings).
     settings, initial = {"optimizer": "adam", "lr": 1e-2}, "torch"
     final, bias = [], True
     if lookup({None: False, "authors": True}, preset, "preset"):
@@ -211,7 +211,7 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     if not 1 <= n_eval <= len(x_test):
         raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
     settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 128, "patience": 3_000}
-    # Measuring 1,000 digits costs as much as three steps, and a gamma as much as a hundred.
+    # Measuring 1,000 digits costs as much as three steps, and a gamma as much as eighty.
     settings |= {"check_every": 30, "t_star": "coarse"}
     if preset == "authors":
         settings = {

@@ -1,8 +1,7 @@
 """Searches that survive: their state in a file, and whose search it is."""
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +16,9 @@ FORMAT = "dss-checkpoint-1"
 # Of a task; how work is cut into groups changes the rounding.
 SETTINGS = ("name", "loss", "metric", "eval_chunk", "memory")
 
+# Modules that what is searched and trained depends on, beside the task's own tensors.
+SEARCH = ("theta", "dense", "networks", "task", "tasks", "checkpoint", "train", "curve", "sampling")
+
 T = TypeVar("T")
 
 
@@ -27,7 +29,7 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
         task: its samples count, and what it is called; its functions cannot be compared.
         call: arguments; tensors and lists of numbers count bit for bit.
     """
-    values = {"source of dss": source(), "version of torch": torch.__version__}
+    values = {"source of dss": source(SEARCH), "version of torch": torch.__version__}
     values |= {name: getattr(task, name) for name in SETTINGS}
     values |= {"device": task.device.type, "training batch": task.batch_size}
     for split, pair in task.splits.items():
@@ -35,11 +37,12 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     return {name: _as_text(value) for name, value in (values | dict(call)).items()}
 
 
-def source() -> str:
-    """A digest of all files of this module: the slightest change may round otherwise."""
+def source(modules: Collection[str] | None = None) -> str:
+    """A digest of modules of dss, by default all: the slightest change may round otherwise."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+        if modules is None or path.stem in modules:
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -53,18 +56,18 @@ def _as_text(value) -> str:
     return f"{value.dtype} {tuple(value.shape)} with sha256 {digest}"
 
 
-def save_state(path: str | Path, made_by: dict[str, str], state: object) -> None:
-    """Write a dataclass of tensors and plain values; the file changes at once or not at all."""
-    parts = {f.name: getattr(state, f.name) for f in fields(state)}
-    tensors = {name: v for name, v in parts.items() if isinstance(v, Tensor)}
-    values = {name: v for name, v in parts.items() if name not in tensors}
-    save_tensors(Path(path), FORMAT, tensors, {"made by": made_by, "state": values})
+def save_state(path: str | Path, made_by: dict[str, str], state: Mapping) -> None:
+    """Write tensors and plain values, by name; the file changes at once or not at all."""
+    tensors = {name: v for name, v in state.items() if isinstance(v, Tensor)}
+    values = {name: v for name, v in state.items() if name not in tensors}
+    moved = [name for name, v in tensors.items() if v.device.type != "cpu"]
+    save_tensors(
+        Path(path), FORMAT, tensors, {"made by": made_by, "state": values, "on device": moved}
+    )
 
 
-def load_state(
-    path: str | Path, made_by: dict[str, str], kind: type[T], device: torch.device
-) -> T | None:
-    """The state that `save_state` wrote; None where there is no file.
+def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) -> dict | None:
+    """What `save_state` wrote; None where there is no file.
 
     Raises:
         ValueError: the file is damaged, or was made by another call, which is named.
@@ -73,12 +76,47 @@ def load_state(
     if not path.exists():
         return None
 
-    def build(tensors: dict, values: dict) -> T:
+    def build(tensors: dict, values: dict) -> dict:
         other = values["made by"]
         for name in made_by | other:
             here, there = made_by.get(name, "nothing"), other.get(name, "nothing")
             if here != there:
                 raise ValueError(f"it is of another search: {name} is {there} there, {here} here")
-        return kind(**{n: v.to(device) for n, v in tensors.items()}, **values["state"])
+        tensors |= {name: tensors[name].to(device) for name in values["on device"]}
+        return tensors | values["state"]
 
     return load_tensors(path, FORMAT, build)
+
+
+def once(
+    path: str | Path | None,
+    task: Task,
+    call: Mapping,
+    generator: torch.Generator,
+    kind: type[T],
+    compute: Callable[[], T],
+) -> T:
+    """`compute()`; or, where the file holds what the same call gave before, that.
+
+    Args:
+        path: of the file; None to compute without one.
+        task, call: what it depends on beside the generator, as in `fingerprint`.
+        generator: ends in the same state either way.
+        kind: of the result, a dataclass of tensors and plain values.
+        compute: gives it.
+
+    Raises:
+        ValueError: as in `load_state`.
+        OSError: the file cannot be written.
+    """
+    if path is None:
+        return compute()
+    made_by = fingerprint(task, dict(call) | {"generator": generator.get_state()})
+    found = load_state(path, made_by, task.device)
+    if found:
+        generator.set_state(found.pop("generator"))
+        return kind(**found)
+    save_state(path, made_by, {})  # a folder that cannot be written is an error now
+    result = compute()
+    save_state(path, made_by, vars(result) | {"generator": generator.get_state()})
+    return result

@@ -114,13 +114,16 @@ def find_strings(
         call = rule | training | {"slack": slack, "L0": L0, "alpha": alpha, "seeds": seeds}
         call |= {"theta_1": theta_1, "theta_2": theta_2, "losses of the ends": state.losses}
         made_by = fingerprint(task, call)
-        state = load_state(checkpoint, made_by, _State, device) or state
-        save_state(checkpoint, made_by, state)  # a folder that cannot be written is an error now
+        found = load_state(checkpoint, made_by, device)
+        state = _State(**found) if found else state
+        save_state(
+            checkpoint, made_by, vars(state)
+        )  # a folder that cannot be written is an error now
     while state.depth <= max_depth:
         level = torch.Generator().manual_seed(seeds[state.depth])
         state = _search_level(task, state, slack * limit, target, training, level, **rule)
         if checkpoint is not None:
-            save_state(checkpoint, made_by, state)
+            save_state(checkpoint, made_by, vars(state))
     settled = torch.where(state.settled == -torch.inf, torch.nan, state.settled)
     order = torch.argsort(state.position, stable=True)
     order = order[torch.argsort(state.pair[order], stable=True)]
@@ -325,6 +328,7 @@ def study(
     L0: list[float],
     n_pairs: int,
     generator: torch.Generator | None = None,
+    checkpoint: str | Path | None = None,
     **options,
 ) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
@@ -337,6 +341,8 @@ def study(
         L0: T thresholds.
         n_pairs: pairs per threshold.
         generator: CPU generator of the run; a new one with seed 0 by default.
+        checkpoint: a file that holds the search, as in `find_strings`; the endpoints are held
+            beside it, in a file with `.ends` at its end.
         options: keyword arguments of `find_strings`; the endpoints are trained with the same
             optimiser, batches and budget.
 
@@ -353,10 +359,19 @@ def study(
 
     generator = generator or torch.Generator().manual_seed(0)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
-    ends = train_endpoints(task, 2 * n_pairs, L0, generator, **training)
+    held = checkpoint and f"{checkpoint}.ends"
+    ends = train_endpoints(task, 2 * n_pairs, L0, generator, held, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
     thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)
-    strings = find_strings(task, theta_1, theta_2, thresholds, generator=generator, **options)
+    strings = find_strings(
+        task,
+        theta_1,
+        theta_2,
+        thresholds,
+        generator=generator,
+        checkpoint=checkpoint,
+        **options,
+    )
     table = pd.DataFrame([string.summary() for string in strings])
     table.insert(0, "task", task.name)
     table.insert(1, "pair", list(range(n_pairs)) * len(L0))

@@ -29,8 +29,8 @@ def quad(
     loss: str = "mse",
     preset: str | None = None,
     hidden: tuple[int, ...] = (4, 4),
-    n_train: int = 128,
-    n_eval: int = 256,
+    n_train: int | None = None,
+    n_eval: int | None = None,
 ) -> Task:
     """QUAD: regress f(x) = .5 x^2 + .25 x + .1 on [0, 1] with a 1-4-4-1 network with biases.
 
@@ -38,10 +38,10 @@ def quad(
         activation: `"relu"` (the draft), `"sigmoid"` or `"tanh"`.
         loss: `"mse"`, `"mae"` or `"huber"` (delta 0.1); also the metric.
         preset: None for the draft, `"authors"` for the authors' published script, which sets
-            network, loss, initial values, sample sizes and `settings`, whatever the other
-            arguments say.
+            network, loss, initial values and `settings`, whatever the other arguments say.
         hidden: widths of the hidden layers.
-        n_train, n_eval: sizes of the two fixed samples, x uniform on [0, 1].
+        n_train, n_eval: sizes of the two fixed samples, x uniform on [0, 1]; by default 128 and
+            256, of the authors 10,000 each.
 
     Raises:
         ValueError: an unknown name.
@@ -57,8 +57,8 @@ def polynomial(
     loss: str = "mse",
     preset: str | None = None,
     hidden: tuple[int, ...] = (4, 4),
-    n_train: int = 128,
-    n_eval: int = 256,
+    n_train: int | None = None,
+    n_eval: int | None = None,
     restrict: bool = True,
 ) -> Task:
     """Regress a polynomial on [0, 1] with a small fully connected network.
@@ -82,9 +82,9 @@ def polynomial(
     # A half to a third of the gradient steps of RMSprop at 1e-3 on held-out seeds, as many strings
     # connected, and those 2 % longer (`make bench`, settings).
     settings, initial = {"optimizer": "adam", "lr": 1e-2}, "torch"
-    final, bias = [], True
+    final, bias, usual = [], True, (128, 256)
     if lookup({None: False, "authors": True}, preset, "preset"):
-        activation, loss, hidden, n_train, n_eval = "sigmoid", "mae", (4, 4), 10_000, 10_000
+        activation, loss, hidden, usual = "sigmoid", "mae", (4, 4), (10_000, 10_000)
         final, bias = ([nn.Sigmoid()], False) if label == "quadratic" else ([], True)
         initial = "uniform"
         settings = {
@@ -101,9 +101,12 @@ def polynomial(
         }
     lookup({name: name for name in ("mse", "mae", "huber")}, loss, "polynomial loss")
     module = mlp([1, *hidden, 1], activation, bias).extend(final)
+    sizes = [
+        default if n is None else n for n, default in zip((n_train, n_eval), usual, strict=True)
+    ]
     samples = [
         tuple(v.float() for v in polynomial_samples(coefficients, n, seed))
-        for n, seed in ((n_train, 1), (n_eval, 2))
+        for seed, n in enumerate(sizes, 1)
     ]
     task = Task.from_module(
         module,

@@ -3,11 +3,14 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dss.checkpoint import once
 from dss.task import Task
 from dss.theta import check_theta
 
@@ -80,7 +83,12 @@ class Endpoints:
 
 
 def train_endpoints(
-    task: Task, n: int, L0: list[float], generator: torch.Generator | None = None, **training
+    task: Task,
+    n: int,
+    L0: list[float],
+    generator: torch.Generator | None = None,
+    checkpoint: str | Path | None = None,
+    **training,
 ) -> Endpoints:
     """Draw networks until `n` of them are trained to each of the thresholds.
 
@@ -91,6 +99,7 @@ def train_endpoints(
         n: networks for each threshold.
         L0: T thresholds.
         generator: CPU generator for initial values and data order; by default one with seed 0.
+        checkpoint: a file that holds the result; the same call, made again, returns it at once.
         training: keyword arguments of `train_to`.
 
     Returns:
@@ -98,6 +107,8 @@ def train_endpoints(
 
     Raises:
         RuntimeError: after 20 rounds of drawing there are still too few.
+        ValueError: n < 1, or a checkpoint that is damaged or of another call.
+        OSError: the checkpoint cannot be written.
 
     Paper: step 1, Sec. II.B.
     """
@@ -105,6 +116,13 @@ def train_endpoints(
     if n < 1:
         raise ValueError(f"n is {n}; at least one network is needed")
     targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
+    call = training | {"n": n, "L0": targets}
+    draw = partial(_draw_endpoints, task, n, targets, generator, training)
+    return once(checkpoint, task, call, generator, Endpoints, draw)
+
+
+def _draw_endpoints(task, n, targets, generator, training) -> Endpoints:
+    """`train_endpoints` without a checkpoint."""
     found: list[list[Tensor]] = [[] for _ in targets]
     steps: list[list[int]] = [[] for _ in targets]
     # The rate of success is not known beforehand.  Spare networks cost next to nothing where steps
@@ -150,6 +168,7 @@ def train_to(
     generator: torch.Generator | None = None,
     patience: int = 1_000,
     check_every: int | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Trained:
     """Descend the training loss of each network until its metric is at or below `target`.
 
@@ -171,12 +190,15 @@ def train_to(
         patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
         check_every: gradient steps between measurements of the metric; by default 1 with the whole
             training sample in each step, else 20.
+        checkpoint: a file that holds the result; the same call, made again, returns it at once.
 
     Returns:
         `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
 
     Raises:
-        TypeError, ValueError: a bad theta, or an argument out of range.
+        TypeError, ValueError: a bad theta, or an argument out of range; ValueError too for a
+            checkpoint that is damaged or of another call.
+        OSError: the checkpoint cannot be written.
 
     Paper: steps 1 and 3, Sec. II.B.
     """
@@ -195,6 +217,18 @@ def train_to(
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
     generator = generator or torch.Generator().manual_seed(0)
     thetas = thetas.detach().to(device)
+    settings = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size}
+    settings |= {"max_steps": int(max_steps), "patience": patience, "check_every": check_every}
+    call = settings | {"thetas": thetas, "target": target}
+    train = partial(_train_groups, task, thetas, target, generator, **settings)
+    return once(checkpoint, task, call, generator, Trained, train)
+
+
+def _train_groups(
+    task, thetas, target, generator, optimizer, lr, batch_size, max_steps, patience, check_every
+) -> Trained:
+    """`train_to` in groups that fit memory."""
+    n, device = len(thetas), task.device
     begin, longest = generator.get_state(), -1
     result = Trained(
         thetas=torch.empty_like(thetas),
@@ -203,7 +237,7 @@ def train_to(
         losses=torch.empty(n, dtype=torch.float64, device=device),
         status=[],
     )
-    limits = int(max_steps), patience, check_every
+    limits = max_steps, patience, check_every
     for rows in torch.arange(n).split(task.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
         # Every group sees the same batches; the caller's generator ends where the longest one does.
         own = torch.Generator()

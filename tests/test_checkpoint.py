@@ -168,7 +168,7 @@ def test_a_checkpoint_of_another_version_is_refused(call, killed_at, monkeypatch
     killed_at(3)
     with pytest.raises(Killed):
         call(tmp_path / "c")
-    monkeypatch.setattr(checkpoint, "source", lambda: "9.9")
+    monkeypatch.setattr(checkpoint, "source", lambda modules: "9.9")
     with pytest.raises(ValueError, match="source of dss is '.*' there, '9.9' here"):
         call(tmp_path / "c")
 

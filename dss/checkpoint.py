@@ -51,8 +51,9 @@ def _as_text(value) -> str:
         value = torch.tensor(value)
     if not isinstance(value, Tensor):
         return repr(value)
-    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    digest = hashlib.sha256(content).hexdigest()[:16]
+    # One element is contiguous whatever its stride says, and a view as bytes minds the stride.
+    flat = value.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
+    digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
     return f"{value.dtype} {tuple(value.shape)} with sha256 {digest}"
 
 

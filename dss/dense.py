@@ -6,6 +6,8 @@ last, (N, features, B), so that the long axis is contiguous.
 Importing this module makes glibc keep freed blocks below 32 MiB for the process to use again.
 """
 
+import ctypes
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import NamedTuple
@@ -17,8 +19,11 @@ from torch import Tensor, nn
 aten = torch.ops.aten
 
 # glibc returns large blocks to the system as soon as they are free, and every step would pay for
-# its pages again.  Freeing a block of just below 32 MiB makes it keep all smaller ones.
-torch.empty(31 * 2**20, dtype=torch.uint8)
+# its pages again; dask has its workers return smaller ones too.  M_MMAP_THRESHOLD and
+# M_TRIM_THRESHOLD, from which on blocks are mapped, and free memory at the top is returned.
+if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+    libc.mallopt(-3, 32 * 2**20)
+    libc.mallopt(-1, 64 * 2**20)
 
 # Each in place, and the gradient before it from the gradient behind it and its result.
 ACTIVATIONS = {

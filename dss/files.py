@@ -44,7 +44,8 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], values: M
     from safetensors.torch import save
 
     # safetensors takes no tensors that share memory, as x and y of an autoencoder do.
-    tensors = {name: v.detach().cpu().contiguous().clone() for name, v in tensors.items()}
+    contiguous = torch.contiguous_format
+    tensors = {n: v.detach().cpu().clone(memory_format=contiguous) for n, v in tensors.items()}
     text, (_, what, _) = json.dumps(values), kind.split("-")
     write(path, save(tensors, {"format": kind, what: text, "sha256": _digest(tensors, text)}))
 

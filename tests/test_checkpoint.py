@@ -4,12 +4,13 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import dss
-from dss import checkpoint, sampling
+from dss import checkpoint, sampling, train
 
 
 class Killed(BaseException):
@@ -86,6 +87,66 @@ def test_killed_again_and_again_it_ends_bit_identical(call, killed_at, tmp_path)
         except Killed:
             continue
     assert_same(found, undisturbed)
+
+
+def test_one_pair_alone_has_a_checkpoint(quad64, quad_pairs, tmp_path):
+    ends = quad_pairs.theta_1[0], quad_pairs.theta_2[0]
+    found = [
+        dss.find_string(quad64, *ends, **quad_pairs.search, checkpoint=path)
+        for path in (None, tmp_path / "c", tmp_path / "c")
+    ]
+    assert_same(found[:1] * 2, found[1:])
+
+
+TRAINING = {"optimizer": "adam", "lr": 1e-2, "max_steps": 2_000}
+
+
+def no_training(*arguments, **keywords):
+    raise AssertionError("something is trained")
+
+
+def trained(path, task, generator, **changes):
+    arguments = {"target": torch.tensor([0.02, 0.01, 0.02])} | TRAINING | changes
+    thetas = task.init(3, torch.Generator().manual_seed(1))
+    return dss.train_to(task, thetas, **arguments, generator=generator, checkpoint=path)
+
+
+def drawn(path, task, generator, **changes):
+    arguments = {"n": 3, "L0": [0.02, 0.01]} | TRAINING | changes
+    return dss.train_endpoints(task, **arguments, generator=generator, checkpoint=path)
+
+
+def studied(path, task, generator, **changes):
+    arguments = {"L0": [0.02, 0.01], "n_pairs": 2} | TRAINING | changes
+    strings, table = dss.study(task, **arguments, generator=generator, checkpoint=path)
+    return SimpleNamespace(thetas=torch.cat([s.thetas for s in strings]), table=table)
+
+
+@pytest.mark.parametrize("compute", [trained, drawn, studied])
+def test_what_was_trained_is_not_trained_again(compute, seeded, tmp_path, monkeypatch):
+    task = dss.quad()
+    states, found = [], []
+    for path in (None, tmp_path / "c", tmp_path / "c"):
+        generator = seeded(5)
+        found.append(vars(compute(path, task, generator)))
+        states.append(generator.get_state())
+        if path:
+            monkeypatch.setattr(train, "_train_groups", no_training)
+    for other, state in zip(found[1:], states[1:], strict=True):
+        assert torch.equal(states[0], state)
+        for name, value in found[0].items():
+            same = torch.equal if isinstance(value, torch.Tensor) else lambda a, b: str(a) == str(b)
+            assert same(value, other[name]), name
+    with pytest.raises(ValueError, match="lr is 0.01 there, 0.02 here"):
+        compute(tmp_path / "c", task, seeded(5), lr=0.02)
+    with pytest.raises(ValueError, match="generator is"):
+        compute(tmp_path / "c", task, seeded(6))
+
+
+def test_training_that_cannot_be_held_is_an_error_before_it_begins(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_train_groups", no_training)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        trained(tmp_path / "nowhere" / "c", dss.quad(), None)
 
 
 def test_a_finished_search_returns_at_once(call, killed_at, tmp_path):

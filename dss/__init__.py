@@ -12,6 +12,7 @@ from dss.data import ensure_mnist
 from dss.results import Results
 from dss.sampling import find_string, find_strings, study
 from dss.strings import String, load_string, save_string
+from dss.sweeps import sweep
 from dss.task import Task
 from dss.tasks import digits, landscape, mnist, polynomial, quad
 from dss.theta import flatten, interpolate, permute_units, points_along, shapes_of, unflatten
@@ -48,6 +49,7 @@ __all__ = [
     "save_string",
     "shapes_of",
     "study",
+    "sweep",
     "t_star",
     "train_endpoints",
     "train_to",

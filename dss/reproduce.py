@@ -1,66 +1,38 @@
-"""Running the notebooks through papermill: checked parameters, nothing half-written."""
+"""Regenerating the figures of the notebooks: nothing half-written, and a killed run goes on."""
 
-import logging
+import json
 import os
 import shutil
-import tempfile
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dss.data import ensure_mnist
 from dss.files import write
-from dss.results import PROJECT
+from dss.notebooks import DATA, NOTEBOOKS, check_parameters, execute, key_of, made_by
+from dss.provenance import PROJECT
+from dss.results import CHECKPOINTS, update_manifest
 
-NOTEBOOKS = PROJECT / "notebooks"
 SIZES = ("quick", "paper")
-# Types a notebook declares, and the values that papermill may pass for them.
-TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list}
-DATA = {"03_mnist": ensure_mnist}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one notebook ended: seconds, files moved into place, and the error or ""."""
+    """How one notebook ended: seconds, files moved into place, and the error or "".
+
+    `seconds` is None where a killed run had finished it before.
+    """
 
     name: str
-    seconds: float
+    seconds: float | None
     figures: list[str]
     error: str = ""
 
 
 def notebook_names() -> list[str]:
     """Names of the notebooks, in reading order."""
-    return sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-
-
-def known_parameters(name: str) -> dict[str, dict]:
-    """Parameters of a notebook: per name papermill's `inferred_type_name`, `default` and `help`."""
-    import papermill
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return dict(papermill.inspect_notebook(str(NOTEBOOKS / f"{name}.ipynb")))
-
-
-def check_parameters(name: str, parameters: Mapping) -> None:
-    """Refuse parameters that a notebook does not have, or of another type.
-
-    Raises:
-        ValueError: with the known names, or the type that is needed.
-    """
-    known = known_parameters(name)
-    for key, value in parameters.items():
-        if key not in known:
-            raise ValueError(f"{name} has no parameter {key!r}; known: {', '.join(known)}")
-        wanted = known[key]["inferred_type_name"].split("[")[0]
-        is_right = isinstance(value, TYPES.get(wanted, object))
-        if not is_right or (isinstance(value, bool) and wanted != "bool"):
-            raise ValueError(
-                f"{name}: {key} is {value!r} ({type(value).__name__}); {wanted} is needed"
-            )
+    chapters = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    return chapters + [path.stem for path in NOTEBOOKS.glob("sweep_report.ipynb")]
 
 
 def paper_parameters(name: str) -> dict:
@@ -83,7 +55,9 @@ def reproduce(
     """Execute notebooks and put their tables, figures and manifest into place.
 
     Each runs in a folder of its own; what was there before is replaced only when the notebook came
-    to its end.  A notebook that fails does not stop the others.
+    to its end.  A notebook that fails does not stop the others.  The same call, made again after
+    the process was killed, skips the notebooks that were finished, and the searches that the one it
+    was in had finished, unless the notebook, `dss` or the lock changed in the meantime.
 
     Args:
         names: as `notebook_names` gives them; all when empty.
@@ -113,97 +87,96 @@ def reproduce(
         raise ValueError("outputs are committed at quick size with the default parameters only")
     if cell_timeout is None and size == "quick":
         cell_timeout = 600
-    jobs = {}
+    jobs, keys = {}, {}
     for name in names or known:
         chosen = paper_parameters(name) if size == "paper" else {}
         jobs[name] = chosen | {"device": device} | dict(parameters or {})
-        check_parameters(name, jobs[name])
+        notebook = NOTEBOOKS / f"{name}.ipynb"
+        check_parameters(notebook, jobs[name])
+        keys[name] = key_of(made_by(notebook), jobs[name])
     folder = Path(out).resolve() / size if out else PROJECT / "figures" / size
     folder.mkdir(parents=True, exist_ok=True)
     for name in jobs:
         DATA.get(name, lambda: None)()
+    unfinished = folder / f".unfinished-{'-'.join(jobs)}.json"
+    before = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     outcomes = []
     with tqdm(total=len(jobs), unit="notebook", position=0) as bar:
         for name, chosen in jobs.items():
             bar.set_description(name)
-            outcomes.append(_run(name, size, chosen, folder, cell_timeout))
+            if before.get(name) == keys[name]:
+                outcomes.append(Outcome(name, None, _figures_of(name, folder)))
+            else:
+                outcomes.append(_run(name, size, chosen, keys[name], folder, cell_timeout))
             bar.update()
+            done = {outcome.name: keys[outcome.name] for outcome in outcomes if not outcome.error}
+            if done:
+                write(unfinished, json.dumps(done).encode())
+    if not any(outcome.error for outcome in outcomes):
+        unfinished.unlink()
     for outcome in outcomes:
         if save_outputs and not outcome.error:
             _save_outputs(outcome.name, PROJECT / "runs" / size / f"{outcome.name}.ipynb")
     return outcomes
 
 
-def _run(name, size, parameters, folder, cell_timeout) -> Outcome:
-    """Execute one notebook into a new folder, then move its files into place."""
-    import papermill
+def _run(name, size, parameters, key, folder, cell_timeout) -> Outcome:
+    """Execute one notebook into a folder of its own, then move its files into place."""
+    import nbformat
+    from filelock import FileLock, Timeout
+    from tqdm.auto import tqdm
 
-    logging.getLogger("papermill").setLevel(logging.ERROR)
     started = time.perf_counter()
+    stage = folder / f".{name}-{key}"
+    stage.mkdir(exist_ok=True)
+    notebook = NOTEBOOKS / f"{name}.ipynb"
     executed = PROJECT / "runs" / size / f"{name}.ipynb"
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder))
-    error, figures = "", []
+    n_cells = 1 + len(nbformat.read(notebook, as_version=4).cells)  # papermill adds one
+    figures: list[str] = []
     try:
-        papermill.execute_notebook(
-            str(NOTEBOOKS / f"{name}.ipynb"),
-            str(executed),
-            parameters=parameters | {"out": str(stage)},
-            kernel_name="python3",
-            cwd=str(NOTEBOOKS),
-            progress_bar={"desc": f"  {name} cells", "leave": False, "position": 1},
-            execution_timeout=cell_timeout,
-        )
-        # papermill may return from a run that did not end: the manifest is what is written last.
-        if not (stage / "manifest.json").exists():
-            raise RuntimeError("it ended without a manifest; its last cell must call run.finish()")
-        figures = _move_into_place(name, stage, folder)
-    except Exception as failure:
-        error = f"{_cell_of(failure, executed)}: {_reason(failure)}"
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        with (
+            FileLock(stage / ".lock", timeout=0),
+            tqdm(total=n_cells, desc=f"  {name}", unit="cell", leave=False, position=1) as cells,
+        ):
+            error = execute(notebook, parameters, stage, executed, cell_timeout, cells.update)
+            if not error:
+                figures = _move_into_place(name, stage, folder)
+            if not error or not any((stage / CHECKPOINTS).iterdir()):
+                shutil.rmtree(stage)
+            for left in folder.glob(f".{name}-*"):  # killed, and not gone on with
+                if left != stage:
+                    with FileLock(left / ".lock", timeout=0):
+                        shutil.rmtree(left)
+    except Timeout:
+        error = "not begun: another process is at it in this folder"
     return Outcome(name, time.perf_counter() - started, figures, error)
 
 
 def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
     """Replace the files of notebook `name` in `folder` by those in `stage`; returns the figures."""
-    import json
-
-    from dss.results import update_manifest
+    from filelock import FileLock
 
     manifest = json.loads((stage / "manifest.json").read_text())
-    new = [path for path in stage.iterdir() if path.name != "manifest.json"]
-    for path in new:
-        os.replace(path, folder / path.name)
-    for path in folder.glob(f"{name}_*"):
-        if path.name not in {p.name for p in new}:
-            path.unlink()
-    update_manifest(folder, manifest, notebook=f"{name}.ipynb")
+    new = [path for path in stage.glob("[!.]*") if path.name != "manifest.json"]
+    with FileLock(folder / ".lock"):
+        for path in new:
+            os.replace(path, folder / path.name)
+        for old in _files_of(name, folder) - {path.name for path in new}:
+            (folder / old).unlink(missing_ok=True)
+        update_manifest(folder, manifest, notebook=f"{name}.ipynb")
     return sorted(manifest)
 
 
-def _cell_of(failure: Exception, executed: Path) -> str:
-    """Which cell failed, as the notebook counts, without the parameters that papermill injects.
-
-    A dead kernel or a time-out is found as the last cell that began.
-    """
-    import nbformat
-
-    number = getattr(failure, "exec_count", None)
-    if number is None and executed.exists():
-        cells = nbformat.read(executed, as_version=4).cells
-        code = [cell for cell in cells if cell.cell_type == "code"]
-        began = [
-            i for i, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")
-        ]
-        number = began[-1] if began else None
-    return f"cell [{number - 1}]" if number else "before the first cell"
+def _files_of(name: str, folder: Path) -> set[str]:
+    """Tables and figures in `folder` that its manifest says notebook `name` has made."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    entries = {k: v for k, v in manifest.items() if v["notebook"] == f"{name}.ipynb"}
+    return set(entries) | {table for entry in entries.values() for table in entry["tables"]}
 
 
-def _reason(failure: Exception) -> str:
-    name = getattr(failure, "ename", type(failure).__name__)
-    text = str(getattr(failure, "evalue", failure)).strip().splitlines() or [""]
-    return f"{name}: {text[0]}"
+def _figures_of(name: str, folder: Path) -> list[str]:
+    return sorted(file for file in _files_of(name, folder) if file.endswith(".png"))
 
 
 def _save_outputs(name: str, executed: Path) -> None:

@@ -4,23 +4,20 @@ import hashlib
 import io
 import json
 import os
-import platform
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from dss.files import write
+from dss.provenance import PROJECT, environment, notebook_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PROJECT = Path(__file__).resolve().parents[1]
+# In the folder of a run that may be killed; the runner makes it (`dss reproduce`, `dss sweep`).
+CHECKPOINTS = ".checkpoints"
 
 
 class Results:
@@ -31,15 +28,26 @@ class Results:
     gives every figure an entry in `manifest.json` beside it.
 
     Args:
-        notebook: its name without ending, the prefix of every file.
+        notebook: its name without ending.
         scope: `globals()`, called right after the parameters cell: its plain values are the
             parameters.  `size`, `seed`, `device` and `out` are looked up there.
+        tolerances: how far columns may be off in another run, by name or pattern (`"n_beads*"`),
+            first match first; columns that match nothing must be equal (`dss verify`).
+        timings: columns, by name or pattern, that are not compared at all.
+        prefix: of the name of every file; by default the notebook's name.
 
     Raises:
         ValueError: no `size` or `seed` among the parameters.
     """
 
-    def __init__(self, notebook: str, scope: Mapping):
+    def __init__(
+        self,
+        notebook: str,
+        scope: Mapping,
+        tolerances: Mapping[str, float] | None = None,
+        timings: Collection[str] = (),
+        prefix: str | None = None,
+    ):
         plain = (bool, int, float, str, list, type(None))
         self.parameters = {
             name: value
@@ -52,7 +60,9 @@ class Results:
         out = self.parameters.pop("out", "") or os.environ.get("DSS_OUT")
         self.folder = Path(out) if out else PROJECT / "figures" / self.parameters["size"]
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.notebook, self.tables, self.figures = notebook, {}, {}
+        self.notebook, self.prefix = notebook, prefix or notebook
+        self.tables, self.figures = {}, {}
+        self.tolerances, self.timings = dict(tolerances or {}), list(timings)
         self.started, self.clock = datetime.now(UTC), time.perf_counter()
 
     def table(self, frame: "pd.DataFrame", name: str) -> "pd.DataFrame":
@@ -60,11 +70,11 @@ class Results:
 
         Args:
             frame: tidy, without a meaningful index.
-            name: the file is `<notebook>_<name>.csv`.
+            name: the file is `<prefix>_<name>.csv`.
         """
         import pandas as pd
 
-        path = self.folder / f"{self.notebook}_{name}.csv"
+        path = self.folder / f"{self.prefix}_{name}.csv"
         content = frame.to_csv(index=False, float_format="%.9g").encode()
         write(path, content)
         self.tables[path.name] = hashlib.sha256(content).hexdigest()
@@ -75,21 +85,37 @@ class Results:
 
         Args:
             figure: a matplotlib figure.
-            name: the file is `<notebook>_<name>.png`.
+            name: the file is `<prefix>_<name>.png`.
         """
-        path = self.folder / f"{self.notebook}_{name}.png"
+        path = self.folder / f"{self.prefix}_{name}.png"
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", metadata={"Software": None})
         write(path, buffer.getvalue())
         self.figures[path.name] = hashlib.sha256(buffer.getvalue()).hexdigest()
         return path
 
+    def checkpoint(self, name: str) -> Path | None:
+        """A file for `checkpoint=` of a long search, where the run goes on after it was killed.
+
+        Args:
+            name: of the search, another one for each.
+
+        Returns:
+            None where nobody asked for checkpoints: the run's folder has no `.checkpoints`.
+        """
+        folder = self.folder / CHECKPOINTS
+        return folder / name if folder.is_dir() else None
+
     def finish(self) -> None:
         """Write the manifest: the last act of a notebook, and the sign that it came to its end."""
         entry = {
             "notebook": f"{self.notebook}.ipynb",
+            "notebook_sha256": notebook_sha256(PROJECT / "notebooks" / f"{self.notebook}.ipynb"),
             "parameters": self.parameters,
+            "seed": self.parameters["seed"],
             "tables": self.tables,
+            "tolerances": self.tolerances,
+            "timings": self.timings,
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 1),
             **environment(self.parameters.get("device", "auto")),
@@ -98,41 +124,9 @@ class Results:
         update_manifest(self.folder, entries, notebook=f"{self.notebook}.ipynb")
 
 
-def environment(device: str = "auto") -> dict:
-    """Versions, commit and hardware of this process, as the manifest states them."""
-    cuda = torch.cuda.is_available() and device != "cpu"
-    return {
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--", "dss", "notebooks/*.ipynb")),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "cpu": _cpu_model(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def update_manifest(folder: Path, entries: Mapping[str, dict], notebook: str) -> None:
     """Replace the entries of one notebook in `folder/manifest.json`, atomically."""
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text()) if path.exists() else {}
     manifest = {k: v for k, v in manifest.items() if v["notebook"] != notebook} | dict(entries)
     write(path, (json.dumps(dict(sorted(manifest.items())), indent=1) + "\n").encode())
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", PROJECT, *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu_model() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -82,9 +82,11 @@ def test_files_and_manifest_are_put_into_place(project):
     folder.mkdir(parents=True)
     (folder / "01_good_stale.png").write_text("from an earlier version")
     (folder / "02_other_keep.png").write_text("of another notebook")
+    stale = {"notebook": "01_good.ipynb", "tables": {}}
+    (folder / "manifest.json").write_text(json.dumps({"01_good_stale.png": stale}))
     result = run("-p", "alpha=1e-1", "-p", "values=[3, 4e-1]")
     assert result.exit_code == 0, result.output
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.glob("[!.]*")}
     assert names == {
         "01_good_numbers.csv",
         "01_good_picture.png",

@@ -1,0 +1,200 @@
+"""Running one notebook through papermill: checked parameters, a clear reason when it fails."""
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dss.checkpoint import source
+from dss.data import ensure_mnist
+from dss.provenance import PROJECT, lock_sha256, notebook_sha256
+from dss.results import CHECKPOINTS
+
+if TYPE_CHECKING:
+    from traitlets.config import Config
+
+NOTEBOOKS = PROJECT / "notebooks"
+# Types a notebook declares, and the values that papermill may pass for them.
+TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
+# What a notebook cannot begin without.
+DATA = {"03_mnist": ensure_mnist, "08_authors": ensure_mnist}
+
+
+def known_parameters(notebook: Path) -> dict[str, dict]:
+    """Parameters of a notebook: per name papermill's `inferred_type_name`, `default` and `help`."""
+    import papermill
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return dict(papermill.inspect_notebook(str(notebook)))
+
+
+def check_parameters(notebook: Path, parameters: Mapping) -> None:
+    """Refuse parameters that a notebook does not have, of another type, or that JSON cannot hold.
+
+    papermill itself only warns of an unknown name, and passes a tuple as a string.
+
+    Raises:
+        ValueError: with the known names, or the type that is needed.
+    """
+    known = known_parameters(notebook)
+    for key, value in parameters.items():
+        if key not in known:
+            raise ValueError(f"{notebook.stem} has no parameter {key!r}; known: {', '.join(known)}")
+        wanted = known[key]["inferred_type_name"].split("[")[0]
+        is_right = isinstance(value, TYPES.get(wanted, object))
+        if not is_right or (isinstance(value, bool) and wanted != "bool"):
+            raise ValueError(
+                f"{notebook.stem}: {key} is {value!r} ({type(value).__name__}); {wanted} is needed"
+            )
+        try:
+            exact = json.loads(json.dumps(value, allow_nan=False)) == value
+        except (TypeError, ValueError):
+            exact = False
+        if not exact:
+            raise ValueError(
+                f"{notebook.stem}: {key} is {value!r}; plain JSON is needed: finite numbers, "
+                "strings, booleans, and lists of them"
+            )
+
+
+def made_by(notebook: Path) -> dict[str, str | None]:
+    """What a run depends on beside its parameters: code of the notebook, `dss`, pinned versions."""
+    return {
+        "notebook": notebook_sha256(notebook),
+        "source of dss": source(),
+        "lock": lock_sha256(),
+    }
+
+
+def key_of(made_by: Mapping, parameters: Mapping) -> str:
+    """A digest of all that decides what a run gives."""
+    parts = json.dumps([dict(made_by), dict(parameters)], sort_keys=True)
+    return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+
+def execute(
+    notebook: Path,
+    parameters: Mapping,
+    folder: Path,
+    executed: Path,
+    cell_timeout: int | None = None,
+    on_cell: Callable[[], object] = lambda: None,
+) -> str:
+    """Run a notebook to its end, in its own folder, with its files going to `folder`.
+
+    Long searches in it find a folder for their checkpoints there, with what an attempt that was
+    killed has left in it.
+
+    Args:
+        notebook: the file; it needs a parameter `out` and calls `Results.finish` at its end.
+        parameters: plain JSON values, already checked.
+        folder: for tables, figures and manifest; its parent must exist.
+        executed: file for the executed notebook.
+        cell_timeout: seconds after which a cell counts as hung.
+        on_cell: called after every cell, code or prose.
+
+    Returns:
+        An empty string, or which cell failed and why.
+    """
+    import papermill
+
+    _use_engine()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    executed.parent.mkdir(parents=True, exist_ok=True)
+    for transport in ("ipc", "tcp", "tcp"):
+        executed.unlink(missing_ok=True)
+        try:
+            with _kernel_settings(transport) as config:
+                papermill.execute_notebook(
+                    str(notebook),
+                    str(executed),
+                    parameters=dict(parameters) | {"out": str(folder)},
+                    kernel_name="python3",
+                    progress_bar=False,
+                    execution_timeout=cell_timeout,
+                    engine_name="dss",
+                    # The folder of the kernel alone; papermill's own cwd is of the whole process.
+                    resources={"metadata": {"path": str(notebook.parent)}},
+                    config=config,
+                    on_cell=on_cell,
+                )
+            # papermill may return from a run that did not end: the manifest is written last.
+            if not (folder / "manifest.json").exists():
+                raise RuntimeError(
+                    "it ended without a manifest; its last cell must call run.finish()"
+                )
+            return ""
+        except Exception as failure:
+            number = _cell_of(failure, executed)
+            where = f"cell [{number}]" if number else "before the first cell"
+            error = f"{where}: {_reason(failure)}"
+            if number or isinstance(failure, OSError):
+                break
+    return error
+
+
+@contextmanager
+def _kernel_settings(transport: str) -> Iterator["Config"]:
+    """How to talk to a kernel.
+
+    Ports of kernels that start at one time can collide; sockets in a folder of their own cannot,
+    but their names may not be long.
+    """
+    from traitlets.config import Config
+
+    with tempfile.TemporaryDirectory(prefix="dss-") as folder:
+        is_possible = transport == "ipc" and os.name == "posix" and len(folder) < 80
+        settings = {"transport": "ipc", "ip": f"{folder}/kernel"} if is_possible else {}
+        yield Config({"KernelManager": settings})
+
+
+def _use_engine() -> None:
+    """Teach papermill the engine `dss`: its own, with a call after each cell."""
+    from papermill.engines import NBClientEngine, papermill_engines
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, on_cell, **options):
+            complete = nb_man.cell_complete
+
+            def cell_complete(*arguments, **keywords):
+                complete(*arguments, **keywords)
+                on_cell()
+
+            nb_man.cell_complete = cell_complete
+            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    papermill_engines.register("dss", Engine)
+
+
+def _cell_of(failure: Exception, executed: Path) -> int | None:
+    """Which cell failed, as the notebook counts, without the parameters that papermill injects.
+
+    A dead kernel or a time-out is found as the last cell that began.
+    """
+    import nbformat
+
+    number = getattr(failure, "exec_count", None)
+    if number is None and executed.exists():
+        cells = nbformat.read(executed, as_version=4).cells
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        began = [
+            i for i, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")
+        ]
+        number = began[-1] if began else None
+    return number and number - 1
+
+
+def _reason(failure: Exception) -> str:
+    name = getattr(failure, "ename", type(failure).__name__)
+    text = str(getattr(failure, "evalue", failure)).strip().splitlines() or [""]
+    return f"{name}: {text[0]}"

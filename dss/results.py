@@ -19,6 +19,25 @@ if TYPE_CHECKING:
 # In the folder of a run that may be killed; the runner makes it (`dss reproduce`, `dss sweep`).
 CHECKPOINTS = ".checkpoints"
 
+# How far what a search measures may be off on another machine, by column of `String.summary` and
+# `dss.stats.summarise`, in the distance of `dss verify`.  With torch's other instruction sets
+# (ATEN_CPU_CAPABILITY=default) rounding differs, descents part, and tables at quick size are off by
+# half of this at most.
+TOLERANCES = {
+    "n_beads*": 0.05,
+    "normalized_length*": 0.03,
+    "Gamma*": 0.05,
+    "gradient_steps*": 0.1,
+    "depth_reached": 0.03,
+    "status": 0.02,
+    "connected": 0.02,
+    "n_connected": 0.02,
+    "fraction*": 0.02,
+    "n_drawn": 0.05,
+    "n_discarded": 0.1,
+    "rows": 0.05,
+}
+
 
 class Results:
     """Tables and figures of one notebook run.
@@ -32,7 +51,8 @@ class Results:
         scope: `globals()`, called right after the parameters cell: its plain values are the
             parameters.  `size`, `seed`, `device` and `out` are looked up there.
         tolerances: how far columns may be off in another run, by name or pattern (`"n_beads*"`),
-            first match first; columns that match nothing must be equal (`dss verify`).
+            first match first; columns that match nothing must be equal (`dss verify`).  Start from
+            `dss.results.TOLERANCES`.
         timings: columns, by name or pattern, that are not compared at all.
         prefix: of the name of every file; by default the notebook's name.
 
@@ -61,16 +81,18 @@ class Results:
         self.folder = Path(out) if out else PROJECT / "figures" / self.parameters["size"]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.notebook, self.prefix = notebook, prefix or notebook
-        self.tables, self.figures = {}, {}
+        self.tables, self.figures, self.rows_vary = {}, {}, set()
         self.tolerances, self.timings = dict(tolerances or {}), list(timings)
         self.started, self.clock = datetime.now(UTC), time.perf_counter()
 
-    def table(self, frame: "pd.DataFrame", name: str) -> "pd.DataFrame":
+    def table(self, frame: "pd.DataFrame", name: str, rows_vary: bool = False) -> "pd.DataFrame":
         """Save a table as CSV and return what was saved, so that figures draw from the file.
 
         Args:
             frame: tidy, without a meaningful index.
             name: the file is `<prefix>_<name>.csv`.
+            rows_vary: which rows there are is measured too; another run's columns are compared as
+                distributions, and the number of rows within the tolerance of `"rows"`.
         """
         import pandas as pd
 
@@ -78,6 +100,7 @@ class Results:
         content = frame.to_csv(index=False, float_format="%.9g").encode()
         write(path, content)
         self.tables[path.name] = hashlib.sha256(content).hexdigest()
+        self.rows_vary |= {path.name} if rows_vary else set()
         return pd.read_csv(io.BytesIO(content), keep_default_na=True)
 
     def figure(self, figure, name: str) -> Path:
@@ -116,6 +139,7 @@ class Results:
             "tables": self.tables,
             "tolerances": self.tolerances,
             "timings": self.timings,
+            "rows_vary": sorted(self.rows_vary),
             "started": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.perf_counter() - self.clock, 1),
             **environment(self.parameters.get("device", "auto")),

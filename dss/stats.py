@@ -59,6 +59,32 @@ def summarise(
     return pd.DataFrame(rows)
 
 
+def reported(table: pd.DataFrame) -> pd.DataFrame:
+    """Means over connected pairs with their standard errors, as the authors' scripts report them.
+
+    Args:
+        table: a row per pair (`String.summary`).
+
+    Returns:
+        A row per threshold: `L0`, `n_pairs`, `n_connected`, `beads_mean`, `beads_sem`,
+        `length_mean`, `length_sem`; beads are `n_beads`, where the scripts count both ends too.
+    """
+    counts = table.groupby("L0").agg(
+        n_pairs=("connected", "size"), n_connected=("connected", "sum")
+    )
+    means = (
+        table[table.connected]
+        .groupby("L0")
+        .agg(
+            beads_mean=("n_beads", "mean"),
+            beads_sem=("n_beads", "sem"),
+            length_mean=("normalized_length", "mean"),
+            length_sem=("normalized_length", "sem"),
+        )
+    )
+    return counts.join(means).reset_index()
+
+
 def exponent(
     x: pd.Series, y: pd.Series, cluster: pd.Series | None = None, n_resamples: int = 1_000
 ) -> dict[str, float]:

@@ -13,6 +13,9 @@ import pandas as pd
 from dss.provenance import PROJECT
 from dss.reproduce import reproduce
 
+# Of columns that differ in something that the distance does not see: 0 against missing, or order.
+LEAST = 1e-300
+
 
 def verify(
     names: list[str],
@@ -61,6 +64,7 @@ def compare(
     after: pd.DataFrame,
     tolerances: Mapping[str, float] | None = None,
     timings: Collection[str] = (),
+    rows_vary: bool = False,
 ) -> pd.DataFrame:
     """Compare two tables column by column.
 
@@ -70,52 +74,75 @@ def compare(
 
     Args:
         before, after: tables.
-        tolerances: by name or pattern the largest distance; columns that match nothing must be
-            equal.
+        tolerances: by name or pattern the largest distance, the first match counts; columns that
+            match nothing must be equal.  `"rows"` is for the number of rows, with `rows_vary`.
         timings: names or patterns of columns that are not compared.
+        rows_vary: which rows there are is measured too.  Where columns differ, the distance is
+            then Wasserstein's between the two sets of numbers, over the mean size before, and for
+            others the total variation.
 
     Returns:
         A row per column: `column`, `rule` (`exact`, `within 0.05` or `timing`), `distance`, and
         `verdict`: `identical`, `within tolerance`, `not compared` or `DIFFERS`.
     """
     tolerances = dict(tolerances or {})
-    if len(before) != len(after):
+    if len(before) != len(after) and not rows_vary:
         return _note("", f"{len(before)} rows before, {len(after)} now").drop(columns="table")
-    rows = []
+    measure = _set_distance if rows_vary else _row_distance
+    distances = {"(rows)": abs(len(after) / max(1, len(before)) - 1)} if rows_vary else {}
     for column in dict.fromkeys([*before, *after]):
-        allowed = next((v for k, v in tolerances.items() if fnmatchcase(column, k)), None)
-        row = {"column": column, "rule": "exact" if allowed is None else f"within {allowed:g}"}
         if column not in before or column not in after:
-            where = "after" if column in after else "before"
-            row |= {"rule": f"only {where}", "distance": np.nan, "verdict": "DIFFERS"}
+            distances[column] = np.inf
         elif any(fnmatchcase(column, pattern) for pattern in timings):
-            row |= {"rule": "timing", "distance": np.nan, "verdict": "not compared"}
+            distances[column] = np.nan
         else:
-            distance = _distance(before[column], after[column])
+            same = before[column].equals(after[column])
+            distances[column] = 0.0 if same else measure(before[column], after[column])
+    rows = []
+    for column, distance in distances.items():
+        name = column.strip("()")
+        allowed = next((v for k, v in tolerances.items() if fnmatchcase(name, k)), None)
+        row = {"column": column, "rule": "exact" if allowed is None else f"within {allowed:g}"}
+        if np.isnan(distance):
+            row |= {"rule": "timing", "verdict": "not compared"}
+        elif column != "(rows)" and (column not in before or column not in after):
+            row |= {"rule": f"only {'before' if column in before else 'now'}", "verdict": "DIFFERS"}
+        elif distance == 0:
+            row["verdict"] = "identical"
+        else:
             within = allowed is not None and distance <= allowed
-            verdict = "identical" if distance == 0 else "within tolerance" if within else "DIFFERS"
-            row |= {"distance": distance, "verdict": verdict}
-        rows.append(row)
+            row["verdict"] = "within tolerance" if within else "DIFFERS"
+        rows.append(row | {"distance": distance})
     return pd.DataFrame(rows)
 
 
-def _distance(before: pd.Series, after: pd.Series) -> float:
-    def is_numeric(v: pd.Series) -> bool:
-        return pd.api.types.is_numeric_dtype(v) and not pd.api.types.is_bool_dtype(v)
-
-    if not (is_numeric(before) and is_numeric(after)):
-        same = (before.astype(str).to_numpy() == after.astype(str).to_numpy()) | (
-            before.isna() & after.isna()
-        ).to_numpy()
-        return float(1 - same.mean()) if len(same) else 0.0
+def _row_distance(before: pd.Series, after: pd.Series) -> float:
+    """Of two columns that differ, row by row; > 0."""
+    if not (_is_numeric(before) and _is_numeric(after)):
+        same = before.astype(str).to_numpy() == after.astype(str).to_numpy()
+        return max(float(1 - same.mean()), LEAST)
     a, b = before.to_numpy(float), after.to_numpy(float)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    if same.all():
-        return 0.0
-    difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b))[~same].sum()
+    difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b)).sum()
     size = np.abs(np.nan_to_num(a)).sum()
-    # A missing entry against 0 is a difference too, and so is anything where all was 0.
-    return max(float(difference / size), 1e-300) if size > 0 else np.inf
+    return max(float(difference / size), LEAST) if size > 0 else np.inf
+
+
+def _set_distance(before: pd.Series, after: pd.Series) -> float:
+    """Of two columns that differ, as sets of numbers or of names; > 0."""
+    from scipy.stats import wasserstein_distance
+
+    if not (_is_numeric(before) and _is_numeric(after)):
+        counts = [v.astype(str).value_counts(normalize=True) for v in (before, after)]
+        return max(float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2), LEAST)
+    a, b = (np.nan_to_num(v.to_numpy(float)) for v in (before, after))
+    if not (len(a) and len(b) and np.abs(a).sum() > 0):
+        return np.inf
+    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), LEAST)
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    types = pd.api.types
+    return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
 
 
 def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.DataFrame:
@@ -125,7 +152,8 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
             parts.append(_note(name, f"only {'after' if name in after['tables'] else 'before'}"))
             continue
         frames = [pd.read_csv(folder / name) for folder in (old, new)]
-        part = compare(*frames, after["tolerances"], after["timings"])
+        rows_vary = name in after["rows_vary"]
+        part = compare(*frames, after["tolerances"], after["timings"], rows_vary)
         part.insert(0, "table", name)
         parts.append(part)
     for name, digest in (before["tables"] | before["figures"]).items():

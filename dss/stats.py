@@ -82,7 +82,7 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
             length_sem=("normalized_length", "sem"),
         )
     )
-    return counts.join(means).reset_index()
+    return table.groupby("L0").agg(**pairs).join(means).reset_index()
 
 
 def exponent(

@@ -69,20 +69,14 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
         A row per threshold: `L0`, `n_pairs`, `n_connected`, `beads_mean`, `beads_sem`,
         `length_mean`, `length_sem`; beads are `n_beads`, where the scripts count both ends too.
     """
-    counts = table.groupby("L0").agg(
-        n_pairs=("connected", "size"), n_connected=("connected", "sum")
-    )
-    means = (
-        table[table.connected]
-        .groupby("L0")
-        .agg(
-            beads_mean=("n_beads", "mean"),
-            beads_sem=("n_beads", "sem"),
-            length_mean=("normalized_length", "mean"),
-            length_sem=("normalized_length", "sem"),
-        )
-    )
-    return table.groupby("L0").agg(**pairs).join(means).reset_index()
+    pairs = {"n_pairs": ("connected", "size"), "n_connected": ("connected", "sum")}
+    means = {
+        f"{name}_{statistic}": (column, statistic)
+        for name, column in (("beads", "n_beads"), ("length", "normalized_length"))
+        for statistic in ("mean", "sem")
+    }
+    found = table[table.connected].groupby("L0").agg(**means)
+    return table.groupby("L0").agg(**pairs).join(found).reset_index()
 
 
 def exponent(

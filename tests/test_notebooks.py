@@ -8,7 +8,10 @@ import nbformat
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = [
+    *sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb")),
+    ROOT / "notebooks/sweep_report.ipynb",
+]
 MANIFEST = json.loads((ROOT / "figures" / "quick" / "manifest.json").read_text())
 
 

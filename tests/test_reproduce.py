@@ -6,40 +6,11 @@ import sys
 
 import nbformat
 import pytest
+from scratch import BODY, FINISH, write_notebook
 from typer.testing import CliRunner
 
 import dss.reproduce as module
 from dss.__main__ import _app
-
-PARAMETERS = """\
-size: str = "quick"  # label
-seed: int = 0  # of the generator
-alpha: float = 0.9  # target
-values: list = [1, 2]  # grid
-device: str = "auto"  # device
-out: str = ""  # folder
-"""
-BODY = """\
-import matplotlib.pyplot as plt
-import pandas as pd
-import dss
-run = dss.Results("{name}", globals())
-run.table(pd.DataFrame({{"alpha": [alpha]}}), "numbers")
-run.figure(plt.figure(), "picture")
-"""
-FINISH = "run.finish()\nprint(alpha)"
-
-
-def write_notebook(folder, name, *cells):
-    notebook = nbformat.v4.new_notebook()
-    notebook.metadata.kernelspec = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, cells)]
-    nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 @pytest.fixture

@@ -272,10 +272,11 @@ def run_job(job: Mapping) -> dict:
         record = _record(folder)
         if record.get("status") == "done" and not job["force"]:
             return record
-        for left in folder.glob("[!.]*"):
-            left.unlink()
-        if job["force"]:
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        # The record goes first: killed in between, the job must not look finished.
+        (folder / "job.json").unlink(missing_ok=True)
+        kept = {".lock"} if job["force"] else {".lock", CHECKPOINTS}
+        for left in [path for path in folder.iterdir() if path.name not in kept]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         arguments = notebook, job["parameters"], folder, folder / "executed.ipynb"
         error = execute(*arguments, job["cell_timeout"], partial(_tell, folder.name))
         if not error:

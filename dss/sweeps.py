@@ -465,6 +465,7 @@ def _clients(client, jobs: int | None):
 
     if jobs is None:
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    deaf = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"  # the driver stops them
     threads = {name: 1 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
@@ -473,6 +474,8 @@ def _clients(client, jobs: int | None):
             threads_per_worker=1,
             memory_limit=None,
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # not that of another sweep
+            preload=[deaf],
             silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as own,

@@ -49,6 +49,8 @@ def verify(
                 found = _note("", f"it failed in {outcome.error}")
             elif name not in before:
                 found = _note("", "it has no figure in the manifest")
+            elif name not in after:
+                found = _note("", "it has no figure any more")
             else:
                 found = _compare_notebook(before[name], after[name], folder, Path(scratch) / size)
             found.insert(0, "notebook", name)
@@ -112,8 +114,10 @@ def _distance(before: pd.Series, after: pd.Series) -> float:
     same = (a == b) | (np.isnan(a) & np.isnan(b))
     if same.all():
         return 0.0
+    if np.isinf(a[~same]).any() or np.isinf(b[~same]).any():
+        return np.inf
     difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b))[~same].sum()
-    size = np.abs(np.nan_to_num(a)).sum()
+    size = np.abs(a[np.isfinite(a)]).sum()
     # A missing entry against 0 is a difference too, and so is anything where all was 0.
     return max(float(difference / size), 1e-300) if size > 0 else np.inf
 
@@ -124,13 +128,17 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
         if name not in after["tables"] or name not in before["tables"]:
             parts.append(_note(name, f"only {'after' if name in after['tables'] else 'before'}"))
             continue
+        if not (old / name).exists():
+            continue  # it is named below
         frames = [pd.read_csv(folder / name) for folder in (old, new)]
         part = compare(*frames, after["tolerances"], after["timings"])
         part.insert(0, "table", name)
         parts.append(part)
     for name, digest in (before["tables"] | before["figures"]).items():
         path = old / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.exists():
+            parts.append(_note(name, "it is missing"))
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             parts.append(_note(name, "it is not the file that the manifest was written for"))
     return pd.concat(parts, ignore_index=True)
 

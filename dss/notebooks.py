@@ -35,16 +35,20 @@ def known_parameters(notebook: Path) -> dict[str, dict]:
         return dict(papermill.inspect_notebook(str(notebook)))
 
 
-def check_parameters(notebook: Path, parameters: Mapping) -> None:
+def check_parameters(notebook: Path, *points: Mapping) -> None:
     """Refuse parameters that a notebook does not have, of another type, or that JSON cannot hold.
 
     papermill itself only warns of an unknown name, and passes a tuple as a string.
+
+    Args:
+        notebook: the file.
+        points: parameters by name, any number of sets of them.
 
     Raises:
         ValueError: with the known names, or the type that is needed.
     """
     known = known_parameters(notebook)
-    for key, value in parameters.items():
+    for key, value in (item for point in points for item in point.items()):
         if key not in known:
             raise ValueError(f"{notebook.stem} has no parameter {key!r}; known: {', '.join(known)}")
         wanted = known[key]["inferred_type_name"].split("[")[0]

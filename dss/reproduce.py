@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def _run(name, size, parameters, key, folder, cell_timeout) -> Outcome:
                 shutil.rmtree(stage)
             for left in folder.glob(f".{name}-*"):  # killed, and not gone on with
                 if left != stage:
-                    with FileLock(left / ".lock", timeout=0):
+                    with suppress(Timeout), FileLock(left / ".lock", timeout=0):
                         shutil.rmtree(left)
     except Timeout:
         error = "not begun: another process is at it in this folder"

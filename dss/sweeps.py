@@ -151,10 +151,7 @@ def sweep_notebook(
     grid, fixed = _check_grid(grid), dict(parameters or {})
     if both := set(grid) & set(fixed):
         raise ValueError(f"{', '.join(sorted(both))}: both fixed and in the grid; one is needed")
-    check_parameters(path, fixed)
-    for name, values in grid.items():
-        for value in values:
-            check_parameters(path, {name: value})
+    check_parameters(path, fixed, *({name: v} for name, values in grid.items() for v in values))
     if "out" not in known_parameters(path):
         raise ValueError(f"{path.stem} has no parameter 'out'; its tables need a folder")
     if "out" in grid | fixed:
@@ -170,8 +167,8 @@ def sweep_notebook(
     try:
         with FileLock(out / ".lock", timeout=0):
             write(out / ".owner", here.encode())
-            with _clients(client, jobs) as client:
-                return _sweep(path, grid, fixed, client, out, table, cell_timeout, force)
+            cluster = partial(_clients, client, jobs)
+            return _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force)
     except Timeout:
         owner = (out / ".owner").read_text() if (out / ".owner").exists() else "another process"
         raise RuntimeError(
@@ -179,7 +176,7 @@ def sweep_notebook(
         ) from None
 
 
-def _sweep(path, grid, fixed, client, out, table, cell_timeout, force) -> Swept:
+def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept:
     """`sweep_notebook` once everything is checked and the folder is ours."""
     import nbformat
     from tqdm.auto import tqdm
@@ -217,20 +214,21 @@ def _sweep(path, grid, fixed, client, out, table, cell_timeout, force) -> Swept:
                 bar.update(n)
 
         bar.set_postfix_str(f"0 of {n_jobs} jobs", refresh=True)
-        client.subscribe_topic(TOPIC, lambda event: advance(event[1], 1))
-        try:
-            for n_done, (_, job, record, failure) in enumerate(
-                _each(client, run_job, waiting()), start=1
-            ):
-                key = Path(job["folder"]).name
-                error = _reason(failure) if failure else record["error"]
-                if error:
-                    errors[key] = error
-                advance(key, n_cells)
-                text = f"{n_before + n_done} of {n_jobs} jobs"
-                bar.set_postfix_str(text + (f", {len(errors)} failed" if errors else ""))
-        finally:
-            client.unsubscribe_topic(TOPIC)
+        todo = waiting()
+        first = next(todo, None)
+        if first is not None:  # a cluster takes seconds to start
+            with cluster() as client:
+                client.subscribe_topic(TOPIC, lambda event: advance(event[1], 1))
+                ends = _each(client, run_job, itertools.chain([first], todo))
+                for n_done, (_, job, record, failure) in enumerate(ends, start=1):
+                    key = Path(job["folder"]).name
+                    error = _reason(failure) if failure else record["error"]
+                    if error:
+                        errors[key] = error
+                    advance(key, n_cells)
+                    text = f"{n_before + n_done} of {n_jobs} jobs"
+                    bar.set_postfix_str(text + (f", {len(errors)} failed" if errors else ""))
+                client.unsubscribe_topic(TOPIC)
     found = _table(out, keys, grid, fixed, errors, table)
     _save(out, found, path, versions, grid, fixed, n_jobs, errors)
     return Swept(found, n_jobs, n_before, errors, out)
@@ -272,10 +270,11 @@ def run_job(job: Mapping) -> dict:
         record = _record(folder)
         if record.get("status") == "done" and not job["force"]:
             return record
-        for left in folder.glob("[!.]*"):
-            left.unlink()
-        if job["force"]:
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        # The record goes first: killed in between, the job must not look finished.
+        (folder / "job.json").unlink(missing_ok=True)
+        kept = {".lock"} if job["force"] else {".lock", CHECKPOINTS}
+        for left in [path for path in folder.iterdir() if path.name not in kept]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         arguments = notebook, job["parameters"], folder, folder / "executed.ipynb"
         error = execute(*arguments, job["cell_timeout"], partial(_tell, folder.name))
         if not error:
@@ -464,6 +463,7 @@ def _clients(client, jobs: int | None):
 
     if jobs is None:
         jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    deaf = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"  # the driver stops them
     threads = {name: 1 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
@@ -472,6 +472,8 @@ def _clients(client, jobs: int | None):
             threads_per_worker=1,
             memory_limit=None,
             dashboard_address=None,
+            scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # not that of another sweep
+            preload=[deaf],
             silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as own,

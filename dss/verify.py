@@ -52,6 +52,8 @@ def verify(
                 found = _note("", f"it failed in {outcome.error}")
             elif name not in before:
                 found = _note("", "it has no figure in the manifest")
+            elif name not in after:
+                found = _note("", "it has no figure any more")
             else:
                 found = _compare_notebook(before[name], after[name], folder, Path(scratch) / size)
             found.insert(0, "notebook", name)
@@ -122,8 +124,11 @@ def _row_distance(before: pd.Series, after: pd.Series) -> float:
         same = before.astype(str).to_numpy() == after.astype(str).to_numpy()
         return max(float(1 - same.mean()), LEAST)
     a, b = before.to_numpy(float), after.to_numpy(float)
-    difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b)).sum()
-    size = np.abs(np.nan_to_num(a)).sum()
+    parts = ~((a == b) | (np.isnan(a) & np.isnan(b)))
+    if np.isinf(a[parts]).any() or np.isinf(b[parts]).any():
+        return np.inf
+    difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b))[parts].sum()
+    size = np.abs(a[np.isfinite(a)]).sum()
     return max(float(difference / size), LEAST) if size > 0 else np.inf
 
 
@@ -134,8 +139,8 @@ def _set_distance(before: pd.Series, after: pd.Series) -> float:
     if not (_is_numeric(before) and _is_numeric(after)):
         counts = [v.astype(str).value_counts(normalize=True) for v in (before, after)]
         return max(float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2), LEAST)
-    a, b = (np.nan_to_num(v.to_numpy(float)) for v in (before, after))
-    if not (len(a) and len(b) and np.abs(a).sum() > 0):
+    a, b = (v.fillna(0).to_numpy(float) for v in (before, after))
+    if not (len(a) and len(b) and np.isfinite([*a, *b]).all() and np.abs(a).sum() > 0):
         return np.inf
     return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), LEAST)
 
@@ -151,6 +156,8 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
         if name not in after["tables"] or name not in before["tables"]:
             parts.append(_note(name, f"only {'after' if name in after['tables'] else 'before'}"))
             continue
+        if not (old / name).exists():
+            continue  # it is named below
         frames = [pd.read_csv(folder / name) for folder in (old, new)]
         rows_vary = name in after["rows_vary"]
         part = compare(*frames, after["tolerances"], after["timings"], rows_vary)
@@ -158,7 +165,9 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
         parts.append(part)
     for name, digest in (before["tables"] | before["figures"]).items():
         path = old / name
-        if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.exists():
+            parts.append(_note(name, "it is missing"))
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             parts.append(_note(name, "it is not the file that the manifest was written for"))
     return pd.concat(parts, ignore_index=True)
 

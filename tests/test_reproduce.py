@@ -1,45 +1,22 @@
 """`dss reproduce`: what is refused, what survives a failure, what is put into place."""
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
+import uuid
+from importlib.metadata import version
 
 import nbformat
 import pytest
+from filelock import FileLock
+from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_notebook
 from typer.testing import CliRunner
 
 import dss.reproduce as module
+from dss import provenance
 from dss.__main__ import _app
-
-PARAMETERS = """\
-size: str = "quick"  # label
-seed: int = 0  # of the generator
-alpha: float = 0.9  # target
-values: list = [1, 2]  # grid
-device: str = "auto"  # device
-out: str = ""  # folder
-"""
-BODY = """\
-import matplotlib.pyplot as plt
-import pandas as pd
-import dss
-run = dss.Results("{name}", globals())
-run.table(pd.DataFrame({{"alpha": [alpha]}}), "numbers")
-run.figure(plt.figure(), "picture")
-"""
-FINISH = "run.finish()\nprint(alpha)"
-
-
-def write_notebook(folder, name, *cells):
-    notebook = nbformat.v4.new_notebook()
-    notebook.metadata.kernelspec = {
-        "name": "python3",
-        "display_name": "Python 3",
-        "language": "python",
-    }
-    parameters = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
-    notebook.cells = [parameters, *map(nbformat.v4.new_code_cell, cells)]
-    nbformat.write(notebook, folder / f"{name}.ipynb")
 
 
 @pytest.fixture
@@ -160,3 +137,134 @@ def test_the_module_and_the_script_are_one_command():
             [sys.executable, *command], capture_output=True, text=True, timeout=60
         )
         assert "reproduce" in done.stdout and "data" in done.stdout
+
+
+COUNTED = """\
+import os, time
+from pathlib import Path
+import torch
+from dss import sampling
+
+def log(text):
+    with open({log!r}, "a") as file:
+        file.write(text + "\\n")
+
+calls, train_to = [], sampling.train_to
+
+def counted(*arguments, **keywords):
+    calls.append(1)
+    if len(calls) == 3 and not Path({once!r}).exists():
+        log("stuck")
+        time.sleep(600)
+    return train_to(*arguments, **keywords)
+
+sampling.train_to = counted
+"""
+SEARCH = """\
+task = dss.quad()
+ends = dss.train_endpoints(
+    task, 8, [0.003], **task.train_settings, generator=torch.Generator().manual_seed(seed),
+    checkpoint=run.checkpoint("ends"),
+).thetas[0]
+strings = dss.find_strings(
+    task, ends[::2], ends[1::2], 0.003, **task.settings, checkpoint=run.checkpoint("search"),
+    generator=torch.Generator().manual_seed(seed),
+)
+log(f"{len(calls)} levels")
+sums = [s.thetas.double().square().sum().item().hex() for s in strings]
+run.table(pd.DataFrame({"sums": sums}), "strings")
+"""
+PATCHED = """\
+from pathlib import Path
+from dss import __main__, reproduce
+reproduce.PROJECT = Path.cwd()
+reproduce.NOTEBOOKS = Path.cwd() / "notebooks"
+__main__.main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_killed_in_the_middle_of_a_search_it_goes_on_there(project):
+    log, once, folder = project / "log", project / "once", project / "figures" / "quick"
+    counted = COUNTED.format(log=str(log), once=str(once))
+    begin = f'print("first", file=open({str(log)!r}, "a"))'
+    write_notebook(project / "notebooks", "01_good", begin, BODY.format(name="01_good"), FINISH)
+    write_notebook(
+        project / "notebooks", "02_two", counted, BODY.format(name="02_two"), SEARCH, FINISH
+    )
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-c", PATCHED, "reproduce"], cwd=project, env=marked_environment(mark)
+    )
+    try:
+        wait_for(lambda: log.exists() and "stuck" in log.read_text(), "third level")
+        second = run("02_two")
+        assert second.exit_code == 1
+        assert "not begun: another process is at it in this folder" in second.output
+    finally:
+        process.kill()
+    process.wait()
+    wait_for(lambda: not marked(mark), "end of the kernel", seconds=20)
+    assert (folder / "01_good_picture.png").exists()
+    assert not (folder / "02_two_strings.csv").exists()
+
+    once.touch()
+    result = run()
+    assert result.exit_code == 0, result.output
+    (line,) = (line for line in result.output.splitlines() if line.startswith("01_good "))
+    assert line.split() == ["01_good", "before", "1"]
+    assert {path.name for path in folder.glob(".*")} <= {".lock"}
+    assert run("02_two", "--out", str(project / "calm")).exit_code == 0
+    first, stuck, resumed, undisturbed = log.read_text().splitlines()
+    assert (first, stuck) == ("first", "stuck")
+    levels = int(undisturbed.split()[0])
+    assert levels > 3 and resumed == f"{levels - 2} levels"
+    tables = [path / "02_two_strings.csv" for path in (folder, project / "calm" / "quick")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+
+
+@pytest.mark.slow
+def test_what_was_finished_runs_again_when_its_code_has_changed(project):
+    notebooks = project / "notebooks"
+    write_notebook(notebooks, "02_bad", "1 / 0")
+
+    def seconds_of_01():
+        (line,) = (line for line in run().output.splitlines() if line.startswith("01_good "))
+        return line.split()[1]
+
+    assert seconds_of_01() != "before"
+    assert seconds_of_01() == "before"
+    write_notebook(notebooks, "01_good", BODY.format(name="01_good"), FINISH + "\n1 + 1")
+    assert seconds_of_01() != "before"
+
+
+@pytest.mark.slow
+def test_the_manifest_says_how_a_figure_was_made(project):
+    rules = ', {"beads*": 0.05}, ["seconds*"])'
+    body = BODY.format(name="01_good").replace("())", "()" + rules)
+    path = write_notebook(project / "notebooks", "01_good", body, FINISH)
+    assert run("-p", "seed=7").exit_code == 0
+    folder = project / "figures" / "quick"
+    entry = json.loads((folder / "manifest.json").read_text())["01_good_picture.png"]
+    digest = hashlib.sha256((folder / "01_good_numbers.csv").read_bytes()).hexdigest()
+    assert entry["tables"] == {"01_good_numbers.csv": digest}
+    picture = hashlib.sha256((folder / "01_good_picture.png").read_bytes()).hexdigest()
+    assert entry["sha256"] == picture and entry["notebook"] == "01_good.ipynb"
+    assert entry["seed"] == entry["parameters"]["seed"] == 7
+    assert entry["tolerances"] == {"beads*": 0.05} and entry["timings"] == ["seconds*"]
+    assert entry["dss"] == version("dss")
+    lock = module.Path(provenance.__file__).parents[1] / "requirements.lock"
+    assert entry["lock_sha256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
+    assert provenance.notebook_sha256(path) is not None and "notebook_sha256" in entry
+
+
+def test_other_parameters_in_the_same_folder_do_not_spoil_a_run(project):
+    """What another process is at, with other parameters, is left alone, and is no error."""
+    left = project / "figures" / "quick" / ".01_good-0123456789abcdef"
+    left.mkdir(parents=True)
+    with FileLock(left / ".lock"):
+        result = run()
+    assert result.exit_code == 0, result.output
+    assert left.exists()
+    assert run().exit_code == 0 and not left.exists()

@@ -1,11 +1,14 @@
 """The committed notebooks and figures: executed, in style, and made with the defaults."""
 
 import ast
+import hashlib
 import json
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from dss.provenance import notebook_sha256
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [
@@ -62,6 +65,17 @@ def test_committed_figures_were_made_with_the_defaults(notebook):
         assert entry["parameters"] == defaults
 
 
-def test_every_figure_is_in_the_manifest():
-    names = {path.name for path in (ROOT / "figures" / "quick").glob("*.png")}
-    assert names == set(MANIFEST)
+def test_committed_figures_were_made_with_the_code_of_the_notebook(notebook):
+    entries = [v for v in MANIFEST.values() if v["notebook"] == notebook[1].name]
+    assert {entry["notebook_sha256"] for entry in entries} == {notebook_sha256(notebook[1])}
+
+
+@pytest.mark.parametrize("size", ["quick", "paper"])
+def test_every_file_is_what_its_manifest_says(size):
+    folder = ROOT / "figures" / size
+    manifest = json.loads((folder / "manifest.json").read_text())
+    digests = {name: entry["sha256"] for name, entry in manifest.items()}
+    for entry in manifest.values():
+        digests |= entry["tables"]
+    found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*_*.*")}
+    assert found == digests

@@ -1,7 +1,12 @@
 """The README's examples run as pasted, and its files exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from dss.checker import check_certificate
 
@@ -26,6 +31,28 @@ def test_the_example_of_a_proof(tmp_path, monkeypatch, capsys):
     out = run_as_pasted("## Proofs", tmp_path, monkeypatch, capsys)
     assert out.startswith("True (0.00")
     assert check_certificate("pair.certificate", "pair.string") == []
+
+
+def test_the_example_of_a_study_without_notebooks(tmp_path, monkeypatch, capsys):
+    out = run_as_pasted("## Reruns at scale", tmp_path, monkeypatch, capsys)
+    assert "fraction" in out and len(out.splitlines()) == 5
+
+
+@pytest.mark.slow
+def test_the_commands_of_a_sweep(tmp_path):
+    (commands,) = re.findall(r"```sh\n(.*?)```", README.split("## Reruns at scale")[1], re.DOTALL)[
+        :1
+    ]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands.replace("/tmp/", f"{tmp_path}/")],
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 jobs: 4 succeeded" in done.stdout
+    assert list((tmp_path / "report").glob("*/sweep_report_means.png"))
 
 
 def test_every_linked_file_exists():

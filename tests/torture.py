@@ -3,7 +3,7 @@
 Workers, kernels and drivers are killed with SIGKILL at random moments until a quota is reached;
 what comes out must be what an undisturbed run gives, and nothing finished may run twice.
 
-    python tests/torture.py [SEED]
+    python tests/torture.py [SEED [PART ...]]
 
 It takes about ten minutes on two cores.
 """
@@ -63,7 +63,7 @@ torch.set_num_threads(1)
 task = dss.quad()
 ends = dss.train_endpoints(
     task, 32, [0.003], **task.train_settings, generator=torch.Generator().manual_seed(1),
-    checkpoint=sys.argv[1] and sys.argv[1] + ".ends",
+    checkpoint=sys.argv[1] + ".ends" if sys.argv[1] else None,
 ).thetas[0]
 strings = dss.find_strings(
     task, ends[::2], ends[1::2], 0.003, checkpoint=sys.argv[1] or None, **task.settings,
@@ -371,6 +371,8 @@ def main():
     shutil.copy(ROOT / "requirements.lock", SOURCE)
     with tempfile.TemporaryDirectory(prefix="dss-torture-") as folder:
         for name, part in parts.items():
+            if sys.argv[2:] and name not in sys.argv[2:]:
+                continue
             scratch = Path(folder) / name.replace(" ", "_")
             scratch.mkdir()
             print(f"\n{name}", flush=True)

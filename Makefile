@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export DSS_MNIST_DIR
 
-.PHONY: env figures test lab bench clean
+.PHONY: env figures test torture lab bench clean
 
 env: $(STAMP)
 
@@ -30,6 +30,10 @@ test: env
 	$(BIN)/dss data
 	DSS_OUT=$(CURDIR)/build/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 tests notebooks
+
+# Kills processes at random moments for ten minutes, and looks at what comes out.
+torture: env
+	$(BIN)/python tests/torture.py
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir notebooks

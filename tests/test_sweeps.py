@@ -499,6 +499,7 @@ def cluster(tmp_path_factory):
 
         def start(*arguments, source=ROOT):
             environment = marked_environment(mark, PYTHONPATH=str(source))
+            environment |= {"MALLOC_TRIM_THRESHOLD_": "65536"}  # as the nannies of dask set it
             line = [sys.executable, "-m", "dask", *arguments]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             process = subprocess.Popen(line, cwd=folder, env=environment, **quiet)
@@ -538,6 +539,7 @@ def test_a_scheduler_and_workers_that_were_started_as_commands(cluster, tiny, tm
         table = pd.read_csv(tiny.out / "sweep.csv")
         assert table.twice.tolist() == [2, 4, 6, 8]
         assert set(table.parent) == {worker.pid for worker in workers}
+        assert set(table.omp) == {1} and set(table.trim) == {"none"}
         for worker in workers:
             worker.terminate()
         wait_for(lambda: not client.nthreads(), "end of the workers")

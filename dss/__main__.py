@@ -249,8 +249,10 @@ def _app():
             try:
                 values[name] = _number(yaml.safe_load(f"[{text}]" if several else text))
             except yaml.YAMLError as error:
-                reason = f"{text!r} is not a plain value ({error})"
-                raise ValueError(f"{option} {pair}: {reason}") from error
+                reason = str(error).splitlines()[0]
+                raise ValueError(
+                    f"{option} {pair}: {text!r} is not a plain value ({reason})"
+                ) from error
         return values
 
     def _connect(address: str):

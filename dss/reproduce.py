@@ -105,7 +105,8 @@ def reproduce(
     with tqdm(total=len(jobs), unit="notebook", position=0) as bar:
         for name, chosen in jobs.items():
             bar.set_description(name)
-            if before.get(name) == keys[name]:
+            is_there = all((folder / file).exists() for file in _files_of(name, folder))
+            if before.get(name) == keys[name] and is_there:
                 outcomes.append(Outcome(name, None, _figures_of(name, folder)))
             else:
                 outcomes.append(_run(name, size, chosen, keys[name], folder, cell_timeout))

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -219,12 +220,16 @@ def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept
         if first is not None:  # a cluster takes seconds to start
             with cluster() as client:
                 client.subscribe_topic(TOPIC, lambda event: advance(event[1], 1))
+                if not client.nthreads():
+                    bar.write("dss: the scheduler has no worker yet; waiting for one", sys.stderr)
                 ends = _each(client, run_job, itertools.chain([first], todo))
                 for n_done, (_, job, record, failure) in enumerate(ends, start=1):
                     key = Path(job["folder"]).name
                     error = _reason(failure) if failure else record["error"]
                     if error:
                         errors[key] = error
+                    elif table:
+                        _read(Path(job["folder"]), table)  # an unknown name is an error soon
                     advance(key, n_cells)
                     text = f"{n_before + n_done} of {n_jobs} jobs"
                     bar.set_postfix_str(text + (f", {len(errors)} failed" if errors else ""))

@@ -182,9 +182,10 @@ def _app():
         except (ValueError, RuntimeError, OSError) as error:
             _fail(error)
         except KeyboardInterrupt:
-            typer.echo(
-                "\ndss: stopped; what is finished stays, and the same command goes on", err=True
-            )
+            after = " (without --force)" if force else ""
+            there = "; jobs that began on its workers run to their end" if scheduler else ""
+            typer.echo("\ndss: stopped; what is finished stays, and", nl=False, err=True)
+            typer.echo(f" the same command{after} goes on{there}", err=True)
             raise typer.Exit(130) from None
         finally:
             if client is not None:

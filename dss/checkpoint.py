@@ -26,15 +26,24 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     """What a search depends on, by name, so that a difference can be named.
 
     Args:
-        task: its samples count, and what it is called; its functions cannot be compared.
+        task: its samples, settings and module count, and what its functions give for one network.
         call: arguments; tensors and lists of numbers count bit for bit.
     """
+    # Functions cannot be compared, but what they give can.
+    generator = torch.Generator().manual_seed(0)
+    probe = task.init(1, generator).to(task.device)
+    n = len(task.splits["train"][0]) if task.splits else 0
+    batch = torch.arange(min(n, 100), device=task.device) if n else slice(None)
     values = {"source of dss": source(SEARCH), "version of torch": torch.__version__}
     values |= {name: getattr(task, name) for name in SETTINGS}
     values |= {"device": task.device.type, "training batch": task.batch_size}
     for split, pair in task.splits.items():
         values |= {f"{split} {xy}": v for xy, v in zip("xy", pair, strict=True)}
-    return {name: _as_text(value) for name, value in (values | dict(call)).items()}
+    values |= dict(call)
+    values["module"] = str(task.module)
+    values["loss of a network"] = task.losses(probe)
+    values["gradient of a network"] = task.gradients(probe, batch, generator)[1]
+    return {name: _as_text(value) for name, value in values.items()}
 
 
 def source(modules: Collection[str] | None = None) -> str:

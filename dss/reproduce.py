@@ -1,5 +1,6 @@
 """Regenerating the figures of the notebooks: nothing half-written, and a killed run goes on."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -101,28 +102,39 @@ def reproduce(
         DATA.get(name, lambda: None)()
     unfinished = folder / f".unfinished-{'-'.join(jobs)}.json"
     before = json.loads(unfinished.read_text()) if unfinished.exists() else {}
-    outcomes = []
+    kept = folder / "executed" if out else PROJECT / "runs" / size
+    outcomes, done = [], {}
     with tqdm(total=len(jobs), unit="notebook", position=0) as bar:
         for name, chosen in jobs.items():
             bar.set_description(name)
-            is_there = all((folder / file).exists() for file in _files_of(name, folder))
-            if before.get(name) == keys[name] and is_there:
+            executed = kept / f"{name}.ipynb"
+            if before.get(name) == _state(name, keys[name], folder, executed):
                 outcomes.append(Outcome(name, None, _figures_of(name, folder)))
             else:
-                outcomes.append(_run(name, size, chosen, keys[name], folder, cell_timeout))
+                outcomes.append(_run(name, chosen, keys[name], folder, executed, cell_timeout))
             bar.update()
-            done = {outcome.name: keys[outcome.name] for outcome in outcomes if not outcome.error}
-            if done:
+            if not outcomes[-1].error:
+                done[name] = _state(name, keys[name], folder, executed)
                 write(unfinished, json.dumps(done).encode())
-    if not any(outcome.error for outcome in outcomes):
-        unfinished.unlink()
     for outcome in outcomes:
         if save_outputs and not outcome.error:
-            _save_outputs(outcome.name, PROJECT / "runs" / size / f"{outcome.name}.ipynb")
+            _save_outputs(outcome.name, kept / f"{outcome.name}.ipynb")
+    if not any(outcome.error for outcome in outcomes):
+        unfinished.unlink()
     return outcomes
 
 
-def _run(name, size, parameters, key, folder, cell_timeout) -> Outcome:
+def _state(name: str, key: str, folder: Path, executed: Path) -> dict[str, str]:
+    """The key of a run, and digests of what it has left; another run leaves something else."""
+    files = [executed, *(folder / file for file in sorted(_files_of(name, folder)))]
+    digests = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+        for path in files
+    }
+    return {"key": key} | digests
+
+
+def _run(name, parameters, key, folder, executed, cell_timeout) -> Outcome:
     """Execute one notebook into a folder of its own, then move its files into place."""
     import nbformat
     from filelock import FileLock, Timeout
@@ -132,7 +144,6 @@ def _run(name, size, parameters, key, folder, cell_timeout) -> Outcome:
     stage = folder / f".{name}-{key}"
     stage.mkdir(exist_ok=True)
     notebook = NOTEBOOKS / f"{name}.ipynb"
-    executed = PROJECT / "runs" / size / f"{name}.ipynb"
     n_cells = 1 + len(nbformat.read(notebook, as_version=4).cells)  # papermill adds one
     figures: list[str] = []
     try:
@@ -140,13 +151,17 @@ def _run(name, size, parameters, key, folder, cell_timeout) -> Outcome:
             FileLock(stage / ".lock", timeout=0),
             tqdm(total=n_cells, desc=f"  {name}", unit="cell", leave=False, position=1) as cells,
         ):
-            error = execute(notebook, parameters, stage, executed, cell_timeout, cells.update)
+            here = stage / ".executed.ipynb"
+            error = execute(notebook, parameters, stage, here, cell_timeout, cells.update)
             if not error:
                 figures = _move_into_place(name, stage, folder)
+            if here.exists():
+                executed.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(here, executed)
             if not error or not any((stage / CHECKPOINTS).iterdir()):
                 shutil.rmtree(stage)
-            for left in folder.glob(f".{name}-*"):  # killed, and not gone on with
-                if left != stage:
+            if not error:
+                for left in folder.glob(f".{name}-*"):  # killed, and not gone on with
                     with suppress(Timeout), FileLock(left / ".lock", timeout=0):
                         shutil.rmtree(left)
     except Timeout:

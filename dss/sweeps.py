@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 TOPIC = "dss-cells"  # of the events by which workers tell that a cell has ended
+TOLD = ("job", "error", "seconds_job")  # columns in which a sweep says how it went
 
 
 def sweep(
@@ -44,11 +45,13 @@ def sweep(
 ) -> "pd.DataFrame":
     """Call a function at every point of a grid, here or on the workers of a cluster.
 
-    A point that fails is a row with its error, and does not stop the others.
+    A point that fails is a row with its error, and does not stop the others.  A script that uses
+    `jobs` needs `if __name__ == "__main__":` around its call, since processes import it.
 
     Args:
         function: takes the names of the grid as keywords; returns a mapping (one row), a list of
-            mappings or a DataFrame (several).  For workers it must be what cloudpickle can send.
+            mappings or a DataFrame (several), without a column `error`, and with those of the grid
+            only at their own values.  For workers it must be what cloudpickle can send.
         grid: values by name; all combinations are run, the last name fastest.
         client: of dask.distributed.
         jobs: processes on this machine, where there is no client; without either, calls are made in
@@ -59,8 +62,8 @@ def sweep(
         was none; in the order of the grid.
 
     Raises:
-        ValueError: an empty grid, or a result that is none of the above or has a column of the grid
-            with another value.
+        ValueError: an empty grid, values that are not a list, a value twice, or a name that the
+            table needs.
         RuntimeError: the scheduler was lost.
     """
     import pandas as pd
@@ -73,16 +76,11 @@ def sweep(
         with _clients(client, jobs) as client:
             ends = sorted(_each(client, call, _points(grid)), key=lambda end: end[0])
         found = [end[2] or ([{}], _reason(end[3])) for end in ends]
-    rows = []
-    for point, (results, error) in zip(_points(grid), found, strict=True):
-        for result in results:
-            for name in point.keys() & result.keys():
-                if result[name] != point[name]:
-                    raise ValueError(
-                        f"the function returned {name}={result[name]!r} at {name}={point[name]!r}; "
-                        "a column of the grid keeps its value"
-                    )
-            rows.append(point | result | {"error": error})
+    rows = [
+        point | result | {"error": error}
+        for point, (results, error) in zip(_points(grid), found, strict=True)
+        for result in results
+    ]
     return pd.DataFrame(rows)
 
 
@@ -133,7 +131,7 @@ def sweep_notebook(
         out: by default `runs/sweeps/<notebook>` of the project.
         table: which of the notebook's tables to put together; by default the first it writes.
         cell_timeout: seconds after which a cell counts as hung.
-        force: run all jobs again.
+        force: run all jobs of the grid again; where this is killed, the call without it goes on.
 
     Returns:
         `Swept`; its table is in `<out>/sweep.csv` and `sweep.parquet` too, and `sweep.json` says
@@ -157,6 +155,8 @@ def sweep_notebook(
         raise ValueError(f"{path.stem} has no parameter 'out'; its tables need a folder")
     if "out" in grid | fixed:
         raise ValueError("out is the sweep's own: every job has a folder; use --out")
+    if told := set(TOLD) & set(fixed):
+        raise ValueError(f"{', '.join(told)}: a column of every table; it cannot be a parameter")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     DATA.get(path.stem, lambda: None)()
@@ -186,23 +186,21 @@ def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept
     n_jobs = math.prod(map(len, grid.values()))
     n_cells = 1 + len(nbformat.read(path, as_version=4).cells)  # papermill adds one
     common = {"notebook": str(path), "made_by": versions, "cell_timeout": cell_timeout}
-    keys, errors, n_before, cells = [], {}, 0, {}
+    keys = [key_of(versions, fixed | point) for point in _points(grid)]
+    errors, n_before, cells = {}, 0, {}
+    for key in keys if force else []:
+        (out / "jobs" / key / "job.json").unlink(missing_ok=True)
+        shutil.rmtree(out / "jobs" / key / CHECKPOINTS, ignore_errors=True)
 
     def waiting() -> Iterator[dict]:
         nonlocal n_before
-        for point in _points(grid):
-            parameters = fixed | point
-            folder = out / "jobs" / key_of(versions, parameters)
-            keys.append(folder.name)
-            if not force and _record(folder).get("status") == "done":
+        for key, point in zip(keys, _points(grid), strict=True):
+            folder = out / "jobs" / key
+            if _is_done(folder):
                 n_before += 1
-                advance(folder.name, n_cells)
+                advance(key, n_cells)
             else:
-                yield common | {
-                    "parameters": parameters,
-                    "folder": str(folder),
-                    "force": force,
-                }
+                yield common | {"parameters": fixed | point, "folder": str(folder)}
 
     with tqdm(total=n_jobs * n_cells, unit="cell", smoothing=0.1) as bar:
 
@@ -243,7 +241,7 @@ def run_job(job: Mapping) -> dict:
     """One notebook at one point, in its folder; returned as it is where it is finished already.
 
     Args:
-        job: `notebook`, `parameters`, `made_by`, `folder`, `cell_timeout` and `force`.
+        job: `notebook`, `parameters`, `made_by`, `folder` and `cell_timeout`.
 
     Returns:
         What `job.json` holds: `status` (`done` or `failed`), `error`, `seconds`, and where it ran.
@@ -272,18 +270,16 @@ def run_job(job: Mapping) -> dict:
     folder.mkdir(exist_ok=True)
     # A worker whose driver was killed may still be at this job.
     with FileLock(folder / ".lock"):
-        record = _record(folder)
-        if record.get("status") == "done" and not job["force"]:
-            return record
+        if _is_done(folder):
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            return _record(folder)
         # The record goes first: killed in between, the job must not look finished.
         (folder / "job.json").unlink(missing_ok=True)
-        kept = {".lock"} if job["force"] else {".lock", CHECKPOINTS}
-        for left in [path for path in folder.iterdir() if path.name not in kept]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in folder.iterdir():
+            if left.name not in (".lock", CHECKPOINTS):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         arguments = notebook, job["parameters"], folder, folder / "executed.ipynb"
         error = execute(*arguments, job["cell_timeout"], partial(_tell, folder.name))
-        if not error:
-            shutil.rmtree(folder / CHECKPOINTS)
         record = {
             "status": "failed" if error else "done",
             "error": error,
@@ -295,6 +291,8 @@ def run_job(job: Mapping) -> dict:
             "host": socket.gethostname(),
         }
         write(folder / "job.json", (json.dumps(record, indent=1) + "\n").encode())
+        if not error:
+            shutil.rmtree(folder / CHECKPOINTS)
         return record
 
 
@@ -314,6 +312,19 @@ def _record(folder: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+def _is_done(folder: Path) -> bool:
+    """Whether a job has ended well and its tables are there."""
+    is_done = _record(folder).get("status") == "done" and (folder / "manifest.json").exists()
+    return is_done and all(path.exists() for path in _tables(folder))
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The tables of a finished job, in the order in which they were written."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    written = next(iter(manifest.values()))["tables"] if manifest else {}
+    return [folder / name for name in written] or sorted(folder.glob("*.csv"))
+
+
 def _table(out, keys, grid, fixed, errors, table) -> "pd.DataFrame":
     """The jobs' tables, one below the other, with what each was run with."""
     import pandas as pd
@@ -325,35 +336,36 @@ def _table(out, keys, grid, fixed, errors, table) -> "pd.DataFrame":
         part = pd.DataFrame([{}]) if failed else _read(folder, table)
         told = {"job": key, "error": errors.get(key, "")}
         told |= {"seconds_job": _record(folder).get("seconds", math.nan)}
-        told |= {n: json.dumps(v) if isinstance(v, list) else v for n, v in parameters.items()}
-        parts.append((told, part))
-    columns = {name for _, part in parts for name in part}
-    for told, part in parts:
+        given = {n: v if isinstance(v, Hashable) else json.dumps(v) for n, v in parameters.items()}
+        parts.append((told, given, part.rename(columns={name: f"{name}_row" for name in TOLD})))
+    columns = {name for *_, part in parts for name in part}
+    for told, given, part in parts:
+        told |= {f"{n}_parameter" if n in columns else n: v for n, v in given.items()}
         for i, (name, value) in enumerate(told.items()):
-            part.insert(i, f"{name}_parameter" if name in columns else name, value)
-    return pd.concat([part for _, part in parts], ignore_index=True)
+            part.insert(i, name, value)
+    return pd.concat([part for *_, part in parts], ignore_index=True)
 
 
 def _read(folder: Path, table: str | None) -> "pd.DataFrame":
     """A table of a finished job: that of this name, or the first that the notebook wrote."""
     import pandas as pd
 
-    manifest = json.loads((folder / "manifest.json").read_text())
-    written = next(iter(manifest.values()))["tables"] if manifest else {}
-    names = list(written) or sorted(path.name for path in folder.glob("*.csv"))
-    chosen = [name for name in names if table is None or name.endswith(f"_{table}.csv")]
+    paths = _tables(folder)
+    chosen = [path for path in paths if table is None or path.name.endswith(f"_{table}.csv")]
     if not chosen:
-        raise ValueError(
-            f"no table {table!r} in {folder}; there are: {', '.join(names) or 'none at all'}"
-        )
-    return pd.read_csv(folder / chosen[0])
+        names = ", ".join(path.name for path in paths) or "none at all"
+        raise ValueError(f"no table {table!r} in {folder}; there are: {names}")
+    return pd.read_csv(chosen[0])
 
 
 def _save(out, found, path, versions, grid, fixed, n_jobs, errors) -> None:
     """The table as CSV and parquet, and how it was made."""
-    import pyarrow  # noqa: F401  (parquet needs it; missing it is an error before anything is written)
+    from pandas.api.types import infer_dtype
 
-    files = {"sweep.csv": found.to_csv(index=False).encode(), "sweep.parquet": found.to_parquet()}
+    # Numbers in one job and text in another; parquet has one type for a column.
+    mixed = [name for name in found if infer_dtype(found[name], skipna=True).startswith("mixed")]
+    tidy = found.astype({name: "str" for name in mixed})
+    files = {"sweep.csv": found.to_csv(index=False).encode(), "sweep.parquet": tidy.to_parquet()}
     for name, content in files.items():
         write(out / name, content)
     summary = {
@@ -382,9 +394,14 @@ def _find(notebook: str | Path) -> Path:
 
 def _check_grid(grid: Mapping[str, Sequence]) -> dict[str, list]:
     """The grid with lists of values; ValueError for nothing to run, or something twice."""
-    grid = {name: list(values) for name, values in grid.items()}
     if not grid:
         raise ValueError("the grid is empty; at least one name with its values is needed")
+    for name, values in grid.items():
+        if isinstance(values, str) or not isinstance(values, Iterable):
+            raise ValueError(f"the grid has {name}={values!r}; a list of values is needed")
+        if name in TOLD:
+            raise ValueError(f"{name} is a column of every table; the grid needs another name")
+    grid = {name: list(values) for name, values in grid.items()}
     for name, values in grid.items():
         if not values:
             raise ValueError(f"the grid has no value for {name}")
@@ -413,7 +430,12 @@ def _call(function: Callable, point: Mapping) -> tuple[list[dict], str]:
                 f"the function returned {type(result).__name__}; a mapping, a list of mappings or "
                 "a DataFrame is needed"
             )
-        return [dict(row) for row in rows], ""
+        for row in rows:
+            for name in row:
+                value = point.get(name, row[name])
+                if name in TOLD or (value is not row[name] and value != row[name]):
+                    raise ValueError(f"the function returned {name}={row[name]!r} at {dict(point)}")
+        return [dict(row) for row in rows] or [{}], ""
     except Exception as failure:
         return [{}], _reason(failure)
 

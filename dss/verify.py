@@ -13,7 +13,7 @@ import pandas as pd
 from dss.provenance import PROJECT
 from dss.reproduce import reproduce
 
-# Of columns that differ in something that the distance does not see: 0 against missing, or order.
+# Of columns that differ in something that the distance does not see, as their order.
 LEAST = 1e-300
 
 
@@ -27,7 +27,8 @@ def verify(
     """Execute notebooks into a temporary folder and compare their tables with those that there are.
 
     Args:
-        names, size, device, cell_timeout: as in `dss.reproduce.reproduce`.
+        names: of notebooks; all that are in the manifest when empty.
+        size, device, cell_timeout: as in `dss.reproduce.reproduce`.
         committed: folder that holds `<size>/`; by default `figures/`.
 
     Returns:
@@ -36,12 +37,19 @@ def verify(
         table that is missing on one side, and a file whose content is not what the manifest says.
 
     Raises:
-        ValueError: an unknown notebook or size, or no manifest to compare with.
+        ValueError: an unknown size, or no manifest, or none of a notebook, to compare with.
     """
     folder = Path(committed).resolve() / size if committed else PROJECT / "figures" / size
     if not (folder / "manifest.json").exists():
         raise ValueError(f"there is no {folder / 'manifest.json'} to compare with")
     before = _by_notebook(folder)
+    if not before:
+        raise ValueError(f"{folder / 'manifest.json'} names no figure to compare with")
+    for name in names:
+        if name not in before:
+            known = ", ".join(before)
+            raise ValueError(f"there is nothing of {name!r} in {folder}; there is of: {known}")
+    names = names or list(before)
     with tempfile.TemporaryDirectory(prefix="dss-verify-") as scratch:
         outcomes = reproduce(names, size, device=device, out=scratch, cell_timeout=cell_timeout)
         after = _by_notebook(Path(scratch) / size)
@@ -50,8 +58,6 @@ def verify(
             name = outcome.name
             if outcome.error:
                 found = _note("", f"it failed in {outcome.error}")
-            elif name not in before:
-                found = _note("", "it has no figure in the manifest")
             elif name not in after:
                 found = _note("", "it has no figure any more")
             else:
@@ -71,8 +77,8 @@ def compare(
     """Compare two tables column by column.
 
     The distance of two numeric columns is the sum of the differences of their entries over the sum
-    of the entries' sizes before, that of others the fraction of entries that differ; a number
-    against a missing one counts in full.
+    of the entries' sizes before, that of others the fraction of entries that differ.  It is at
+    least the fraction of rows in which a number stands against a missing one.
 
     Args:
         before, after: tables.
@@ -127,9 +133,12 @@ def _row_distance(before: pd.Series, after: pd.Series) -> float:
     parts = ~((a == b) | (np.isnan(a) & np.isnan(b)))
     if np.isinf(a[parts]).any() or np.isinf(b[parts]).any():
         return np.inf
+    missing = float((np.isnan(a) != np.isnan(b)).mean())
     difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b))[parts].sum()
     size = np.abs(a[np.isfinite(a)]).sum()
-    return max(float(difference / size), LEAST) if size > 0 else np.inf
+    if size == 0:
+        return missing or np.inf
+    return max(float(difference / size), missing, LEAST)
 
 
 def _set_distance(before: pd.Series, after: pd.Series) -> float:
@@ -139,10 +148,11 @@ def _set_distance(before: pd.Series, after: pd.Series) -> float:
     if not (_is_numeric(before) and _is_numeric(after)):
         counts = [v.astype(str).value_counts(normalize=True) for v in (before, after)]
         return max(float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2), LEAST)
-    a, b = (v.fillna(0).to_numpy(float) for v in (before, after))
+    missing = abs(float(before.isna().mean() - after.isna().mean()))
+    a, b = (v.dropna().to_numpy(float) for v in (before, after))
     if not (len(a) and len(b) and np.isfinite([*a, *b]).all() and np.abs(a).sum() > 0):
-        return np.inf
-    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), LEAST)
+        return missing or np.inf
+    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), missing, LEAST)
 
 
 def _is_numeric(values: pd.Series) -> bool:
@@ -154,12 +164,12 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
     parts = []
     for name in dict.fromkeys([*before["tables"], *after["tables"]]):
         if name not in after["tables"] or name not in before["tables"]:
-            parts.append(_note(name, f"only {'after' if name in after['tables'] else 'before'}"))
+            parts.append(_note(name, f"only {'now' if name in after['tables'] else 'before'}"))
             continue
         if not (old / name).exists():
             continue  # it is named below
         frames = [pd.read_csv(folder / name) for folder in (old, new)]
-        rows_vary = name in after["rows_vary"]
+        rows_vary = name in after.get("rows_vary", [])
         part = compare(*frames, after["tolerances"], after["timings"], rows_vary)
         part.insert(0, "table", name)
         parts.append(part)
@@ -169,7 +179,7 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
             parts.append(_note(name, "it is missing"))
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             parts.append(_note(name, "it is not the file that the manifest was written for"))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else _note("", "it has no table").iloc[:0]
 
 
 def _note(table: str, reason: str) -> pd.DataFrame:

@@ -143,6 +143,37 @@ def test_what_was_trained_is_not_trained_again(compute, seeded, tmp_path, monkey
         compute(tmp_path / "c", task, seeded(6))
 
 
+@pytest.mark.parametrize("other", ["activation", "loss", "initial values"])
+def test_what_was_trained_with_other_functions_is_refused(other, seeded, tmp_path):
+    task = dss.quad()
+    trained(tmp_path / "c", task, seeded(5))
+    changed = {
+        "activation": dss.quad("tanh"),
+        "loss": replace(task, loss=task.loss, function=None, metric="mae"),
+        "initial values": replace(task, init_function=lambda n, g: 2 * task.init(n, g)),
+    }[other]
+    with pytest.raises(ValueError, match="is of another search"):
+        trained(tmp_path / "c", replace(changed, name=task.name), seeded(5))
+
+
+def own_loss(scale):
+    def loss(output, y):
+        return scale * (output - y).square().mean()
+
+    return loss
+
+
+def test_an_edited_loss_function_is_refused(seeded, tmp_path):
+    x = torch.linspace(0, 1, 8)[:, None]
+    tasks = [
+        dss.Task.from_module(torch.nn.Linear(1, 1), own_loss(k), train=(x, x), test=(x, x))
+        for k in (1, 10)
+    ]
+    trained(tmp_path / "c", tasks[0], seeded(5))
+    with pytest.raises(ValueError, match="loss of a network is"):
+        trained(tmp_path / "c", tasks[1], seeded(5))
+
+
 def test_training_that_cannot_be_held_is_an_error_before_it_begins(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "_train_groups", no_training)
     with pytest.raises(FileNotFoundError, match="nowhere"):

@@ -33,9 +33,15 @@ def test_the_example_of_a_proof(tmp_path, monkeypatch, capsys):
     assert check_certificate("pair.certificate", "pair.string") == []
 
 
-def test_the_example_of_a_study_without_notebooks(tmp_path, monkeypatch, capsys):
-    out = run_as_pasted("## Reruns at scale", tmp_path, monkeypatch, capsys)
-    assert "fraction" in out and len(out.splitlines()) == 5
+@pytest.mark.slow
+def test_the_example_of_a_study_without_notebooks(tmp_path):
+    section = README.split("## Reruns at scale")[1]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[:1]
+    (tmp_path / "example.py").write_text(example)
+    command = [sys.executable, str(tmp_path / "example.py")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "fraction" in done.stdout and len(done.stdout.splitlines()) == 5
 
 
 @pytest.mark.slow

@@ -50,6 +50,32 @@ def verdicts(before, after, *rules):
     return dict(zip(found.column, found.verdict, strict=True))
 
 
+def test_numbers_do_not_appear_or_vanish_within_a_tolerance():
+    few, none = [0.0] * 50 + [5.0], [math.nan] * 50 + [5.0]
+    for before, after in ((few, none), (none, few)):
+        for rows_vary in (False, True):
+            found = compare(
+                pd.DataFrame({"x": before}), pd.DataFrame({"x": after}), {"x": 0.5}, (), rows_vary
+            )
+            assert found.verdict[found.column == "x"].tolist() == ["DIFFERS"]
+
+
+@pytest.mark.parametrize(
+    "after, verdicts",
+    [
+        ([1.0, 2.0, 3.0, 4.0], ["identical", "identical"]),
+        ([2.0, 1.0, 4.0, 3.0], ["identical", "within tolerance"]),
+        ([1.0, 2.0, 3.0, 4.0, 2.5], ["DIFFERS", "within tolerance"]),
+        ([1.0, 2.0, 3.0, 5.0], ["identical", "DIFFERS"]),
+    ],
+)
+def test_rows_that_vary_are_compared_as_sets(after, verdicts):
+    before = pd.DataFrame({"x": [1.0, 2.0, 3.0, 4.0]})
+    tolerances = {"x": 0.09, "rows": 0.1}
+    found = compare(before, pd.DataFrame({"x": after}), tolerances, rows_vary=True)
+    assert found.column.tolist() == ["(rows)", "x"] and found.verdict.tolist() == verdicts
+
+
 @pytest.mark.parametrize(
     "before, after, verdict",
     [
@@ -79,7 +105,7 @@ def test_a_column_without_a_tolerance_must_be_equal(before, after, verdict):
         ([1.0, 3.0], [1.0, 2.0], 0.25),
         ([4, 0], [3, 1], 0.5),
         ([-1.0, 1.0], [-1.5, 1.0], 0.25),
-        ([1.0, 3.0], [math.nan, 3.0], 0.25),
+        ([1.0, 3.0], [math.nan, 3.0], 0.5),
         ([0.0, 0.0], [0.0, 1e-9], math.inf),
         ([math.inf, 1.0], [math.inf, 3.0], 2),
         ([math.inf, 1.0], [2.0, 1.0], math.inf),
@@ -122,7 +148,7 @@ def test_the_first_pattern_that_matches_decides():
 def test_columns_and_rows_that_only_one_side_has():
     found = compare(pd.DataFrame({"x": [1], "y": [1]}), pd.DataFrame({"x": [1], "z": [1]}))
     assert found.column.tolist() == ["x", "y", "z"]
-    assert found.rule.tolist() == ["exact", "only before", "only after"]
+    assert found.rule.tolist() == ["exact", "only before", "only now"]
     assert found.verdict.tolist() == ["identical", "DIFFERS", "DIFFERS"]
     (row,) = compare(pd.DataFrame({"x": [1]}), pd.DataFrame({"x": [1, 1]})).itertuples()
     assert row.rule == "1 rows before, 2 now" and row.verdict == "DIFFERS"
@@ -252,7 +278,10 @@ def test_a_notebook_without_figures_on_one_side_differs(made, tmp_path):
     (made / "manifest.json").write_text(text)
     committed.write_text("{}")
     result = call("verify")
-    assert result.exit_code == 1 and "it has no figure in the manifest" in result.output
+    assert result.exit_code == 1 and "names no figure" in result.output
+    committed.write_text(text)
+    result = call("verify", "02_two")
+    assert result.exit_code == 1 and "there is nothing of '02_two'" in result.output
     committed.unlink()
     result = call("verify")
     assert result.exit_code == 1
@@ -264,7 +293,7 @@ def test_a_table_that_only_one_side_has_differs(made):
     manifest.write_text(manifest.read_text().replace("numbers.csv", "others.csv"))
     result = call("verify")
     assert result.exit_code == 1 and "only before" in result.output
-    assert "only after" in result.output
+    assert "only now" in result.output
 
 
 @pytest.mark.slow

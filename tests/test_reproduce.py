@@ -268,3 +268,26 @@ def test_other_parameters_in_the_same_folder_do_not_spoil_a_run(project):
     assert result.exit_code == 0, result.output
     assert left.exists()
     assert run().exit_code == 0 and not left.exists()
+
+
+def test_figures_of_another_run_are_not_taken_for_those_of_a_killed_one(project):
+    write_notebook(project / "notebooks", "02_bad", "1 / 0")
+    folder = project / "figures" / "quick"
+    assert run().exit_code == 1
+    assert "before" in run().output
+    assert run("01_good", "-p", "alpha=0.1").exit_code == 0
+    assert "before" not in run().output
+    assert (folder / "01_good_numbers.csv").read_text() == "alpha\n0.9\n"
+    for path in folder.glob("[!.]*"):
+        path.unlink()
+    assert "before" not in run().output
+    assert (folder / "01_good_numbers.csv").exists()
+
+
+def test_a_run_elsewhere_leaves_the_executed_notebooks_alone(project, tmp_path):
+    assert run().exit_code == 0
+    executed = project / "runs" / "quick" / "01_good.ipynb"
+    content = executed.read_bytes()
+    assert run("-p", "alpha=0.1", "--out", str(tmp_path / "mine")).exit_code == 0
+    assert executed.read_bytes() == content
+    assert (tmp_path / "mine" / "quick" / "executed" / "01_good.ipynb").exists()

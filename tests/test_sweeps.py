@@ -130,8 +130,17 @@ def test_a_point_that_fails_is_a_row_with_its_error():
 
 def test_a_column_of_the_grid_keeps_its_value():
     assert dss.sweep(lambda x: {"x": x, "y": 0}, {"x": [1, 2]}).x.tolist() == [1, 2]
-    with pytest.raises(ValueError, match="returned x=2 at x=1; a column of the grid keeps"):
-        dss.sweep(lambda x: {"x": 2 * x}, {"x": [1]})
+    nan = dss.sweep(lambda x: {"x": x, "y": 0}, {"x": [float("nan"), 2.0]})
+    assert nan.error.tolist() == ["", ""]
+
+
+def test_a_result_that_would_hide_something_is_an_error_of_its_row():
+    results = {1: {"x": 2}, 2: {"error": 0.1}, 3: {"y": 5}, 4: []}
+    found = dss.sweep(lambda x: results[x], {"x": [1, 2, 3, 4]})
+    assert found.x.tolist() == [1, 2, 3, 4]
+    assert "returned x=2 at {'x': 1}" in found.error[0]
+    assert "returned error=0.1 at {'x': 2}" in found.error[1]
+    assert found.error[2:].tolist() == ["", ""] and found.y[2] == 5
 
 
 @pytest.mark.parametrize(
@@ -140,11 +149,39 @@ def test_a_column_of_the_grid_keeps_its_value():
         ({}, "the grid is empty"),
         ({"i": [1], "j": []}, "no value for j"),
         ({"i": [1, 2, 1]}, "the grid has i=1 twice"),
+        ({"i": 3}, "i=3; a list of values is needed"),
+        ({"i": "cnn"}, "i='cnn'; a list of values is needed"),
+        ({"error": [1]}, "error is a column of every table"),
     ],
 )
 def test_a_grid_with_nothing_to_run_or_something_twice_is_refused(grid, message):
     with pytest.raises(ValueError, match=message):
         dss.sweep(double, grid)
+
+
+def test_a_table_holds_what_one_type_cannot(tmp_path):
+    parts = {"a": "x,error\n1,0.5\n", "b": "x,error\none,0.25\n"}
+    for key, text in parts.items():
+        folder = tmp_path / "jobs" / key
+        folder.mkdir(parents=True)
+        (folder / "t_numbers.csv").write_text(text)
+        (folder / "manifest.json").write_text("{}")
+    grid, fixed = {"n": [1, 2]}, {"options": {"k": [1]}}
+    found = sweeps._table(tmp_path, list(parts), grid, fixed, {}, None)
+    sweeps._save(tmp_path, found, Path("t.ipynb"), {}, grid, fixed, 2, {})
+    for read in (pd.read_csv, pd.read_parquet):
+        table = read(tmp_path / f"sweep.{read.__name__[5:]}")
+        assert table.x.astype(str).tolist() == ["1", "one"]
+        assert table.error_row.tolist() == [0.5, 0.25]
+        assert table.options.tolist() == ['{"k": [1]}'] * 2 and table.n.tolist() == [1, 2]
+
+
+def test_a_job_whose_files_were_deleted_is_run_again(tiny, workers):
+    tiny.run(workers, {"alpha": [1.0, 2.0]})
+    tiny.ran()
+    next((tiny.out / "jobs").glob("*/manifest.json")).unlink()
+    assert len(tiny.run(workers, {"alpha": [1.0, 2.0]}).table) == 2
+    assert len(tiny.ran()) == 1
 
 
 @pytest.mark.slow

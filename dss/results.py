@@ -21,12 +21,13 @@ CHECKPOINTS = ".checkpoints"
 
 # How far what a search measures may be off on another machine, by column of `String.summary` and
 # `dss.stats.summarise`, in the distance of `dss verify`.  With torch's other instruction sets
-# (ATEN_CPU_CAPABILITY=default) rounding differs, descents part, and tables at quick size are off by
-# half of this at most.
+# (ATEN_CPU_CAPABILITY=default) rounding differs and descents part; all tables at quick size are
+# within these.
 TOLERANCES = {
+    "*_sem": 0.2,
     "n_beads*": 0.05,
     "normalized_length*": 0.03,
-    "Gamma*": 0.05,
+    "Gamma*": 0.1,
     "gradient_steps*": 0.1,
     "depth_reached": 0.03,
     "status": 0.02,

@@ -87,7 +87,7 @@ def compare(
         timings: names or patterns of columns that are not compared.
         rows_vary: which rows there are is measured too.  Where columns differ, the distance is
             then Wasserstein's between the two sets of numbers, over the mean size before, and for
-            others the total variation.
+            others the total variation; columns that match nothing are held to that of `"rows"`.
 
     Returns:
         A row per column: `column`, `rule` (`exact`, `within 0.05` or `timing`), `distance`, and
@@ -109,7 +109,8 @@ def compare(
     rows = []
     for column, distance in distances.items():
         name = column.strip("()")
-        allowed = next((v for k, v in tolerances.items() if fnmatchcase(name, k)), None)
+        otherwise = tolerances.get("rows") if rows_vary else None
+        allowed = next((v for k, v in tolerances.items() if fnmatchcase(name, k)), otherwise)
         row = {"column": column, "rule": "exact" if allowed is None else f"within {allowed:g}"}
         if np.isnan(distance):
             row |= {"rule": "timing", "verdict": "not compared"}

@@ -76,6 +76,13 @@ def test_rows_that_vary_are_compared_as_sets(after, verdicts):
     assert found.column.tolist() == ["(rows)", "x"] and found.verdict.tolist() == verdicts
 
 
+def test_a_column_without_a_tolerance_moves_with_the_rows():
+    before, after = (pd.DataFrame({"kind": ["a"] * n + ["b"] * 10}) for n in (10, 11))
+    found = compare(before, after, {"rows": 0.1}, rows_vary=True)
+    assert found.verdict.tolist() == ["within tolerance"] * 2
+    assert compare(before, after, {}, rows_vary=True).verdict.tolist() == ["DIFFERS"] * 2
+
+
 @pytest.mark.parametrize(
     "before, after, verdict",
     [

@@ -31,7 +31,7 @@ test: env
 	DSS_OUT=$(CURDIR)/build/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 tests notebooks
 
-# Kills processes at random moments for ten minutes, and looks at what comes out.
+# Kills processes at random moments for a quarter of an hour, and looks at what comes out.
 torture: env
 	$(BIN)/python tests/torture.py
 

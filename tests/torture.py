@@ -5,7 +5,7 @@ what comes out must be what an undisturbed run gives, and nothing finished may r
 
     python tests/torture.py [SEED [PART ...]]
 
-It takes about ten minutes on two cores.
+It takes about a quarter of an hour on two cores.
 """
 
 import json

@@ -60,3 +60,19 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_one_threshold_has_no_exponent():
     assert np.isnan(stats.exponent(np.ones(5), np.ones(5))["exponent"])
+
+
+def test_reported_means_leave_out_pairs_that_failed_and_count_them():
+    table = pd.DataFrame(
+        {
+            "L0": [0.1, 0.1, 0.1, 0.2],
+            "connected": [True, True, False, True],
+            "n_beads": [1, 3, 99, 5],
+            "normalized_length": [1.0, 2.0, 9.0, 1.5],
+        }
+    )
+    first, second = stats.reported(table).to_dict("records")
+    assert (first["n_pairs"], first["n_connected"], second["n_pairs"]) == (3, 2, 1)
+    assert (first["beads_mean"], first["beads_sem"]) == (2.0, 1.0)
+    assert (first["length_mean"], first["length_sem"]) == (1.5, 0.5)
+    assert second["beads_mean"] == 5 and np.isnan(second["beads_sem"])

@@ -549,7 +549,7 @@ def cluster(tmp_path_factory):
             *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
             *("--scheduler-file", file),
         )
-        wait_for(file.exists, "scheduler")
+        wait_for(lambda: file.exists() and file.read_text().endswith("}"), "scheduler")
         address = json.loads(file.read_text())["address"]
 
         def worker(source=ROOT):

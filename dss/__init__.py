@@ -1,5 +1,6 @@
 """Dynamic String Sampling: paths of low loss between trained networks."""
 
+from dss.batchnorm import batch_statistics
 from dss.certify import (
     Certificate,
     certify,
@@ -27,6 +28,7 @@ __all__ = [
     "String",
     "Task",
     "Trained",
+    "batch_statistics",
     "certify",
     "certify_strings",
     "digits",

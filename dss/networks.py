@@ -163,6 +163,29 @@ def reset_parameters_of(module: nn.Module, n: int, generator: torch.Generator) -
     return torch.stack(rows)
 
 
+def with_layers_apart(module: nn.Module) -> nn.Module:
+    """A copy in which a layer that stands in several places has a shell in each.
+
+    The shells hold the same parameters.  `functional_call` leaves its own tensors in a layer that
+    it meets twice.
+    """
+    module, seen = copy.deepcopy(module), set()
+
+    def visit(parent: nn.Module) -> None:
+        for name, child in parent._modules.items():
+            if child in seen:
+                child = copy.copy(child)
+                for own in ("_parameters", "_buffers", "_modules"):
+                    child.__dict__[own] = child.__dict__[own].copy()
+                parent._modules[name] = child
+            if child is not None:
+                seen.add(child)
+                visit(child)
+
+    visit(module)
+    return module
+
+
 def lookup(table: Mapping, key, what: str):
     """`table[key]`, or a ValueError that lists the known keys."""
     if key not in table:
@@ -302,7 +325,8 @@ def check_module(module: nn.Module) -> None:
         if getattr(layer, "running_mean", None) is not None:
             raise ValueError(
                 f"{where} keeps running statistics, which do not belong to an interpolated model; "
-                "use GroupNorm or LayerNorm, or set track_running_stats=False"
+                "use dss.batch_statistics (BatchNorm), GroupNorm or LayerNorm, or set "
+                "track_running_stats=False"
             )
         p = getattr(layer, "p", None) if isinstance(layer, nn.modules.dropout._DropoutNd) else 0.0
         if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):

@@ -24,6 +24,7 @@ from dss.networks import (
     stacked_gradients,
     stacked_losses,
     stacked_outputs,
+    with_layers_apart,
 )
 from dss.theta import check_theta, interpolate, shapes_of
 
@@ -361,7 +362,7 @@ class Task:
             ValueError: BatchNorm running statistics, active dropout, an unknown loss, samples
                 that do not fit the network or each other, or no parameters.
         """
-        module = copy.deepcopy(module)
+        module = with_layers_apart(module)
         check_module(module)
         shapes = shapes_of(module)
         n_params = sum(shape.numel() for shape in shapes.values())

@@ -115,7 +115,7 @@ INTEGERS = torch.ones(10, 4, dtype=torch.int64)
 @pytest.mark.parametrize(
     "layer, parts",
     [
-        (nn.BatchNorm1d(4), ["'1'", "BatchNorm1d", "running statistics", "LayerNorm"]),
+        (nn.BatchNorm1d(4), ["'1'", "BatchNorm1d", "running statistics", "batch_statistics"]),
         (
             nn.InstanceNorm1d(4, affine=True, track_running_stats=True),
             ["InstanceNorm1d", "running statistics", "track_running_stats=False"],

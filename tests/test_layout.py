@@ -20,7 +20,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From low to high; a module imports from lower lines only.
 LAYERS = [
-    {"theta", "files", "checker", "provenance"},
+    {"theta", "files", "checker", "provenance", "batchnorm"},
     {"data", "dense"},
     {"networks"},
     {"task"},

@@ -65,6 +65,37 @@ def test_stacked_outputs_equal_the_module_one_by_one(kind, n, seeded):
     torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
+class Unrolled(nn.Module):
+    """One block, with a layer inside, that stands in three places, and a tied weight."""
+
+    def __init__(self):
+        super().__init__()
+        block = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+        self.first, self.second, self.last = block, nn.Sequential(block, block[0]), nn.Linear(3, 3)
+        self.last.weight = block[0].weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x)))
+
+
+def test_a_task_of_a_network_with_shared_layers(seeded):
+    module, x = Unrolled().double(), torch.randn(20, 3, dtype=torch.float64, generator=seeded())
+    task = dss.Task.from_module(module, "mse", (x, x), (x, x))
+    assert task.n_params == 9 + 3 + 3
+    thetas = task.init(3, seeded(1))
+    for n in (3, 1, 3):
+        expected = []
+        for theta in thetas[:n]:
+            nn.utils.vector_to_parameters(theta, module.parameters())
+            expected.append(nn.functional.mse_loss(module(x), x).item())
+        assert task.losses(thetas[:n]).tolist() == pytest.approx(expected, rel=1e-12)
+        losses, gradients = task.gradients(thetas[:n])
+        assert losses.tolist() == pytest.approx(expected, rel=1e-12)
+        direct = torch.autograd.grad(nn.functional.mse_loss(module(x), x), module.parameters())
+        torch.testing.assert_close(gradients[-1], dss.flatten(dict(enumerate(direct))))
+    assert task.to(dtype=torch.float32).n_params == task.n_params
+
+
 def test_linear_layers_act_on_the_last_axis_of_longer_inputs(seeded):
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(6, 5, 3, generator=seeded())

@@ -1,0 +1,101 @@
+"""BatchNorm with statistics of a fixed batch: PyTorch's own numbers, and networks that fit."""
+
+import pytest
+import torch
+from torch import nn
+
+import dss
+
+X = torch.rand(40, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+IMAGES = X.repeat(1, 12).view(40, 1, 6, 6)
+Y = X.sum(dim=1, keepdim=True).sin()
+
+
+def dense():
+    layers = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4)
+    return nn.Sequential(*layers, nn.BatchNorm1d(4, affine=False), nn.Tanh(), nn.Linear(4, 1))
+
+
+def convolutional():
+    layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 1)
+    return nn.Sequential(*layers)
+
+
+def nested():
+    norm = nn.BatchNorm1d(3)
+    inside = nn.Sequential(norm, nn.Linear(3, 3))
+    return nn.Sequential(inside, nn.ReLU(), norm, nn.Linear(3, 1))
+
+
+NETWORKS = {"dense": (dense, X), "convolutional": (convolutional, IMAGES), "nested": (nested, X)}
+
+
+@pytest.fixture(params=NETWORKS)
+def case(request):
+    """A network with affine parameters away from 1 and 0, running statistics of its own, and x."""
+    build, x = NETWORKS[request.param]
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        module = build().double()
+        for p in module.parameters():
+            p.data += 0.3 * torch.randn_like(p)
+        module(x)
+    return module, x
+
+
+def in_training_mode(module, x):
+    """What PyTorch answers with the statistics of the batch."""
+    return module.train()(x)
+
+
+def test_the_statistics_of_the_batch_itself(case):
+    module, x = case
+    own = dss.batch_statistics(module.eval())
+    torch.testing.assert_close(own(x), in_training_mode(module, x), rtol=1e-10, atol=1e-12)
+
+
+def test_the_statistics_of_a_reference(case):
+    module, x = case
+    over = dss.batch_statistics(module, x[:30])
+    expected = in_training_mode(module, x[:30])
+    torch.testing.assert_close(over(x[:30]), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(over(x[3:5]), expected[3:5], rtol=1e-10, atol=1e-12)
+    alone = torch.cat([over(row[None]) for row in x])
+    torch.testing.assert_close(over(x), alone, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_parameters_keep_their_order_and_the_network_stays_as_it_is(case, reference):
+    module, x = case
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    other = dss.batch_statistics(module, x if reference else None)
+    assert torch.equal(dss.flatten(other), dss.flatten(module))
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    other(x)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_task_measures_descends_and_draws_them(case, reference, seeded):
+    module, x = case
+    own = dss.batch_statistics(module, x[:20] if reference else None)
+    task = dss.Task.from_module(own, "mse", (x[:20], Y[:20]), (x[20:], Y[20:]))
+    thetas = torch.stack([dss.flatten(module), *task.init(2, seeded())])
+    for theta, loss in zip(thetas, task.losses(thetas), strict=True):
+        plain = dss.batch_statistics(module, x[:20] if reference else None)
+        torch.nn.utils.vector_to_parameters(theta, plain.parameters())
+        torch.testing.assert_close(loss, nn.functional.mse_loss(plain(x[20:]), Y[20:]).detach())
+    target = 0.9 * task.losses(thetas[:1])
+    assert dss.train_to(task, thetas[0], target, lr=1e-2, max_steps=500).reached.all()
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="Linear has no BatchNorm layer"):
+        dss.batch_statistics(nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="x holds 1 samples; statistics need at least two"):
+        dss.batch_statistics(dense(), X[:1])
+
+
+def test_a_batchnorm_alone():
+    layer = nn.BatchNorm1d(3).double()
+    torch.testing.assert_close(dss.batch_statistics(layer, X)(X), in_training_mode(layer, X))

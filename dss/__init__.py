@@ -8,7 +8,7 @@ from dss.certify import (
     load_certificate,
     save_certificate,
 )
-from dss.curve import interpolated_loss, losses_along, t_star
+from dss.curve import compare_paths, interpolated_loss, losses_along, t_star
 from dss.data import ensure_mnist
 from dss.results import Results
 from dss.sampling import find_string, find_strings, study
@@ -31,6 +31,7 @@ __all__ = [
     "batch_statistics",
     "certify",
     "certify_strings",
+    "compare_paths",
     "digits",
     "ensure_mnist",
     "find_string",

@@ -1,13 +1,18 @@
 """The loss along straight segments: gamma, its maximum t*, many segments at once."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dss.task import Task
 from dss.theta import check_theta, interpolate, segment_lengths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 T_RULES = ("max", "coarse", "grid", "midpoint")
 
@@ -69,6 +74,33 @@ def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Ten
     begin = length.cumsum(0) - length
     position = begin[:, None] + length[:, None] * _grid(n_t).to(length.device)
     return position / length.sum().clamp(min=1e-300), gamma
+
+
+def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd.DataFrame":
+    """The losses along several paths as one table, for `dss.plots.paths`.
+
+    Args:
+        task, n_t: as in `losses_along`.
+        paths: by name, each `(K, P)` as `thetas` in `losses_along`.
+
+    Returns:
+        A row per point: `path`, `position` (arc length over the length of the path), `loss` and
+        `is_network`, which marks the ends of segments, each of them once.
+
+    Raises:
+        TypeError, ValueError: as in `interpolated_loss`.
+
+    Paper: Eq. (2), on every segment of Eq. (4).
+    """
+    import pandas as pd
+
+    parts = []
+    for name, thetas in paths.items():
+        position, gamma = (v.flatten().tolist() for v in losses_along(task, thetas, n_t))
+        marks = [k % n_t == 0 or k == len(gamma) - 1 for k in range(len(gamma))]
+        columns = {"path": name, "position": position, "loss": gamma, "is_network": marks}
+        parts.append(pd.DataFrame(columns))
+    return pd.concat(parts, ignore_index=True)
 
 
 def t_star(

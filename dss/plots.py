@@ -136,6 +136,20 @@ def curves(
     return figure
 
 
+def paths(table: pd.DataFrame, L0: float, unit: str = "loss", log_y: bool = True) -> Figure:
+    """The loss along paths against arc length, with the networks of all but the first marked.
+
+    Args:
+        table: as `dss.compare_paths` returns it, the straight line first.
+        L0: drawn as a dashed line.
+        unit: what the loss is, for its axis.
+        log_y: logarithmic vertical axis.
+    """
+    marks = table[table.is_network & (table.path != table.path.iloc[0])]
+    axes = "position", "loss", "path", "arc length (fraction)", unit
+    return curves(table, *axes, L0, log_y, marks)
+
+
 def envelopes(
     curves: pd.DataFrame,
     pieces: pd.DataFrame,

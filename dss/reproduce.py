@@ -208,7 +208,7 @@ def _save_outputs(name: str, executed: Path) -> None:
     ]
     count = 0
     for cell in notebook.cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k == "tags" and v}
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count

@@ -5,10 +5,8 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
-import mathjax
 from docutils import nodes
 from PIL import Image
 from sphinx.transforms import SphinxTransform
@@ -69,7 +67,7 @@ class NumberedEquations(SphinxTransform):
 
 
 class EquationLinks(SphinxPostTransform):
-    """"Eq. (4)", anywhere in prose or a docstring, leads to the equation in 01_definitions."""
+    """ "Eq. (4)", anywhere in prose or a docstring, leads to the equation in 01_definitions."""
 
     default_priority = 900
     target = "01_definitions"

@@ -120,3 +120,14 @@ def test_losses_along_a_string(ring):
     torch.testing.assert_close(gamma[:, 0], ring.losses(thetas[:-1]))
     torch.testing.assert_close(gamma[:, -1], ring.losses(thetas[1:]))
     assert float(gamma[0, 2]) == pytest.approx(0.25)
+
+
+def test_paths_as_one_table(ring):
+    thetas = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    table = dss.compare_paths(ring, {"line": thetas[[0, 2]], "string": thetas}, n_t=5)
+    assert table.path.tolist() == 5 * ["line"] + 10 * ["string"]
+    assert table[table.is_network].position.tolist() == [0, 1, 0, 0.5, 1]
+    assert table[table.is_network].loss.tolist() == [0, 0, 0, 0, 0]
+    assert table[table.path == "line"].loss.tolist() == [0, 0.5625, 1, 0.5625, 0]
+    gamma = dss.losses_along(ring, thetas, n_t=5)[1]
+    assert table[table.path == "string"].loss.tolist() == gamma.flatten().tolist()

@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export DSS_MNIST_DIR
 
-.PHONY: env figures test torture lab bench clean
+.PHONY: env figures test torture lab site bench clean
 
 env: $(STAMP)
 
@@ -37,6 +37,11 @@ torture: env
 
 lab: env
 	$(BIN)/jupyter lab --notebook-dir notebooks
+
+# The read-along page from the committed notebooks, without running them: build/site/index.html
+site: env
+	$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks build/site
+	@echo "open build/site/index.html"
 
 bench: env
 	$(BIN)/python tests/benchmarks/bench.py

@@ -5,8 +5,10 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import mathjax
 from docutils import nodes
 from PIL import Image
 from sphinx.transforms import SphinxTransform
@@ -16,6 +18,7 @@ import dss
 
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "figures"
+SIZES = ("quick", "paper")
 
 project = "The DSS companion"
 author = "the authors of the companion"
@@ -39,11 +42,13 @@ toc_object_entries_show_parents = "hide"
 html_theme = "sphinx_book_theme"
 html_title = "The DSS companion"
 html_logo = html_favicon = "_static/string.svg"
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["companion.css"]
 html_show_sphinx = False
 html_theme_options = {
-    "path_to_docs": "notebooks",
+    "logo": {"text": "The DSS companion"},
+    "navbar_persistent": [],
     "use_download_button": True,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
@@ -106,9 +111,75 @@ def ancestors(node):
 
 def alternative_text(entry: dict, name: str) -> str:
     """What the cell that draws a figure says of it."""
-    short = name.split("_")[-1]
     cells = json.loads((HERE / entry["notebook"]).read_text())["cells"]
     for cell in cells:
-        if re.search(rf'run\.figure\(.*"{short}"\)', "".join(cell["source"])):
+        drawn = re.search(r'run\.figure\(.*"(\w+)"\);', "".join(cell["source"]))
+        if drawn and name.endswith(f"_{drawn[1]}"):
             return cell["metadata"]["mystnb"]["image"]["alt"]
     raise ValueError(f"no cell of {entry['notebook']} draws {name}")
+
+
+def gallery() -> str:
+    """Every figure of the manifests, by notebook, in MyST."""
+    manifests = {size: json.loads((FIGURES / size / "manifest.json").read_text()) for size in SIZES}
+    parts, notebook = [], ""
+    order = sorted(manifests["quick"], key=lambda name: manifests["quick"][name]["notebook"])
+    for name in order:
+        stem = Path(name).stem
+        entries = {size: found[name] for size, found in manifests.items() if name in found}
+        if notebook != (notebook := entries["quick"]["notebook"]):
+            parts.append(f"## [{Path(notebook).stem}]({notebook})")
+        parts.append(f"(fig-{stem})=\n### {stem}")
+        for size, entry in entries.items():
+            alt = alternative_text(entry, stem)
+            caption = alt if size == "quick" else "The same at paper size."
+            parts.append(
+                f":::{{figure}} ../figures/{size}/{name}\n:alt: {alt}\n\n{caption}\n:::\n"
+                + _made_by(size, entry)
+            )
+    return "\n\n".join(parts)
+
+
+def _made_by(size: str, entry: dict) -> str:
+    """Parameters, environment and tables of a figure, folded."""
+    parameters = ", ".join(f"`{k}={v!r}`" for k, v in entry["parameters"].items())
+    tables = ", ".join(f"{{download}}`{t} <../figures/{size}/{t}>`" for t in entry["tables"])
+    rows = {
+        "parameters": parameters,
+        "numbers": tables or "none",
+        "made": f"{entry['started'][:10]} in {entry['seconds']:.0f} s on {entry['cpu']}, "
+        f"{entry['device']}, {entry['threads']} thread(s)",
+        "with": f"`dss` {entry['dss']} at commit `{entry['git_commit'][:12]}`, "
+        f"torch {entry['torch']}, Python {entry['python']}",
+        "sha256": f"`{entry['sha256'][:16]}…`, of the lock `{entry['lock_sha256'][:16]}…`",
+    }
+    lines = "\n".join(f"- {k}: {v}" for k, v in rows.items())
+    return f"<details><summary>How it was made ({size})</summary>\n\n{lines}\n\n</details>"
+
+
+def as_fields(app, what, name, obj, options, lines: list[str]) -> None:
+    """`Paper: ...` and `Differs: ...` of a docstring become fields beside its parameters."""
+    for i, line in enumerate(lines):
+        lines[i] = re.sub(r"^(Paper|Differs): ", r":\1: ", line)
+
+
+def read_source(app, docname: str, source: list[str]) -> None:
+    if docname == "gallery":
+        source[0] = source[0].replace("<!-- figures -->", gallery())
+
+
+def serve_mathjax(app, exception) -> None:
+    """MathJax from the installed wheel, so that no page asks another host for it."""
+    if exception is None:
+        es5 = Path(mathjax.__file__).parent / "static" / "mathjax" / "es5"
+        shutil.copytree(es5, Path(app.outdir, "_static", "mathjax", "es5"), dirs_exist_ok=True)
+
+
+def setup(app) -> dict:
+    app.add_transform(NumberedEquations)
+    app.add_post_transform(EquationLinks)
+    app.add_post_transform(ImageSizes)
+    app.connect("source-read", read_source)
+    app.connect("autodoc-process-docstring", as_fields)
+    app.connect("build-finished", serve_mathjax)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

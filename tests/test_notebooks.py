@@ -79,3 +79,11 @@ def test_every_file_is_what_its_manifest_says(size):
         digests |= entry["tables"]
     found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.glob("*_*.*")}
     assert found == digests
+
+
+def test_every_picture_is_described(notebook):
+    """The read-along page takes alternative texts from here."""
+    drawing = [cell for cell in code_cells(notebook[0]) if "run.figure(" in cell.source]
+    assert drawing
+    for cell in drawing:
+        assert len(cell.metadata["mystnb"]["image"]["alt"]) > 80

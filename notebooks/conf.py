@@ -36,7 +36,6 @@ myst_heading_anchors = 3
 default_role = "code"  # docstrings put names in single backticks
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
-python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 
 html_theme = "sphinx_book_theme"
@@ -44,8 +43,11 @@ html_title = "The DSS companion"
 html_logo = html_favicon = "_static/string.svg"
 html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
+templates_path = ["_templates"]
+html_sidebars = {"**": ["brand.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_css_files = ["companion.css"]
 html_show_sphinx = False
+html_show_search_summary = False  # it fetches pages, which a browser refuses from the disk
 html_theme_options = {
     "logo": {"text": "The DSS companion"},
     "navbar_persistent": [],
@@ -91,8 +93,8 @@ class EquationLinks(SphinxPostTransform):
             ])  # fmt: skip
 
 
-class ImageSizes(SphinxPostTransform):
-    """Width and height of every picture, so that a page does not jump while it loads."""
+class CellOutputs(SphinxPostTransform):
+    """Every picture has its size, so that a page does not jump; tables have no empty headers."""
 
     default_priority = 900
 
@@ -102,6 +104,10 @@ class ImageSizes(SphinxPostTransform):
             if path.suffix == ".png" and not image.get("width"):
                 with Image.open(path) as picture:
                     image["width"], image["height"] = map(str, picture.size)
+        for raw in self.document.findall(nodes.raw):
+            if "<th></th>" in raw.astext():  # pandas, above the index
+                html = raw.astext().replace("<th></th>", "<td></td>")
+                raw.replace_self(nodes.raw("", html, format="html"))
 
 
 def ancestors(node):
@@ -178,7 +184,7 @@ def serve_mathjax(app, exception) -> None:
 def setup(app) -> dict:
     app.add_transform(NumberedEquations)
     app.add_post_transform(EquationLinks)
-    app.add_post_transform(ImageSizes)
+    app.add_post_transform(CellOutputs)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", as_fields)
     app.connect("build-finished", serve_mathjax)

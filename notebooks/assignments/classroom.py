@@ -1,0 +1,277 @@
+"""Hand out the assignments, grade what comes back, and show that grading finds what is planted.
+
+All that concerns cells, points and grades is nbgrader's work; this starts it, in a process of its
+own for each submission, and sees to it that every submission ends in the table.
+"""
+
+import resource
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import nbformat
+import pandas as pd
+import typer
+from nbclient import NotebookClient
+from nbgrader.api import Gradebook
+from samples import SAMPLES, Sample
+
+HERE = Path(__file__).resolve().parent
+NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
+Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
+app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def release(out: Folder, group: Annotated[int, typer.Option(help="0 to 99.")] = 0) -> None:
+    """Make a course in OUT: OUT/release/ is for students, OUT/source/ holds the solutions."""
+    if not 0 <= group <= 99:
+        fail(f"group is {group}; 0 to 99 is allowed")
+    if any((out / name).exists() for name in ("source", "release", "gradebook.db")):
+        fail(f"{out} holds a release already; choose another folder, or remove that one")
+    for name in NAMES:
+        notebook = read(HERE / "source" / name / f"{name}.ipynb")
+        for cell in notebook.cells:
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source = cell.source.replace("group: int = 0", f"group: int = {group}")
+            if cell.cell_type == "code":  # what it says is of group 0
+                cell.outputs, cell.execution_count = [], None
+        write(notebook, out / "source" / name / f"{name}.ipynb")
+    shutil.copy(HERE / "nbgrader_config.py", out)
+    for name in NAMES:
+        done = nbgrader(out, "generate_assignment", name)
+        if done.returncode:
+            fail(f"nbgrader could not release {name}:\n{done.stderr}", 1)
+    typer.echo(f"Group {group}: hand out {out}/release/, collect in {out}/submitted/<student>/")
+
+
+@app.command()
+def grade(
+    out: Folder,
+    jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time.")] = 1,
+    memory: Annotated[int, typer.Option(min=1, help="GiB for each kernel.")] = 12,
+) -> None:
+    """Grade OUT/submitted/<student>/<assignment>/ and write OUT/grades.csv.
+
+    The exit status is 0 when every submission has a grade, a 0 for a crash included; 1 when nbgrader
+    or its gradebook failed; 2 when OUT is no course.
+    """
+    table = grades(out, jobs, memory)
+    typer.echo(show(table))
+    if failed := int((table.status == "not graded").sum()):
+        fail(f"grading itself failed for {failed} submissions; see the column `note`", 1)
+
+
+@app.command()
+def demonstrate(out: Folder = Path("build/classroom"), jobs: int = 2) -> None:
+    """Release, submit the bundled samples, grade, and compare with what each should lose."""
+    mark = out / "made-by-demonstrate"
+    if out.exists() and not mark.exists():
+        fail(f"{out} was not made by demonstrate, which would remove it; choose another folder")
+    shutil.rmtree(out, ignore_errors=True)
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    release(out, group=7)
+    for sample in SAMPLES:
+        submit(out, sample)
+    table = grades(out, jobs).set_index(["student", "assignment"], drop=False)
+    typer.echo(show(table))
+    wrong = [line for sample in SAMPLES for line in differences(sample, table)]
+    if wrong:
+        fail("\n".join(["Not as planted:", *wrong]), 1)
+    typer.echo(f"All {len(SAMPLES)} samples lost exactly what was planted.")
+
+
+def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
+    """One row for each student and assignment, also written to OUT/grades.csv."""
+    for name in ("release", "submitted"):
+        if not (out / name).is_dir():
+            fail(f"there is no folder {out / name}; `release` makes a course, you the submissions")
+    check_kernel()
+    found = [p for p in sorted((out / "submitted").glob("*")) if not p.name.startswith(".")]
+    students = [path.name for path in found if path.is_dir()]
+    pairs = [(student, name) for student in students for name in NAMES]
+    stray = [(path.name, "") for path in found if not path.is_dir()]
+    stray += [
+        (student, path.name)
+        for student in students
+        for path in sorted((out / "submitted" / student).glob("*"))
+        if path.name not in NAMES and not path.name.startswith(".")
+    ]
+    ends = {pair: prepare(out, *pair) for pair in pairs}
+    todo = [pair for pair in pairs if ends[pair][0] == "graded"]
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
+    with ThreadPoolExecutor(jobs) as pool:  # each waits for a process
+        ends |= zip(todo, pool.map(lambda pair: autograde(out, *pair), todo), strict=True)
+    rows = [result(out, *pair, *ends[pair]) for pair in pairs]
+    note = "no folder of a student, or no assignment of this course"
+    rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
+    if not rows:
+        fail(f"{out / 'submitted'} is empty; <student>/<assignment>/<assignment>.ipynb is expected")
+    table = pd.DataFrame(rows)
+    table.to_csv(out / "grades.csv", index=False)
+    return table
+
+
+def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
+    """Enter a 0 for everything, which grading then overwrites; say whether there is what to grade.
+
+    What was graded before and is no longer there, a check that was deleted, a kernel that died: all
+    of it stays 0.  Points given by hand stay.
+    """
+    folder = out / "submitted" / student / name
+    if not folder.exists():
+        return "not submitted", ""
+    with gradebook_of(out) as gradebook:
+        gradebook.update_or_create_student(student)
+        for notebook in gradebook.update_or_create_submission(name, student).notebooks:
+            for entry in notebook.grades:
+                entry.auto_score, entry.needs_manual_grade = 0, False
+        gradebook.db.commit()
+    shutil.rmtree(out / "autograded" / student / name, ignore_errors=True)
+    path = folder / f"{name}.ipynb"
+    if not path.is_file():
+        there = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
+        return "no notebook", f"{path.name} is missing; there is {there}"
+    try:
+        nbformat.validate(read(path))
+    except Exception as error:  # whatever nbformat makes of a damaged file
+        return "unreadable", f"{type(error).__name__}: {error}".splitlines()[0][:100]
+    return "graded", ""
+
+
+def autograde(out: Path, student: str, name: str) -> tuple[str, str]:
+    """Have nbgrader run and grade one submission; how that ended, and why."""
+    try:
+        done = nbgrader(out, "autograde", name, "--student", student, "--force", timeout=1200)
+    except subprocess.TimeoutExpired:
+        return "crashed", "not done after 20 minutes: a cell that cannot be interrupted"
+    if done.returncode == 0:
+        return "graded", ""
+    if done.returncode < 0 or "DeadKernelError" in done.stderr:
+        return "crashed", "the kernel died" if done.returncode > 0 else "the grader was killed"
+    errors = [v for v in done.stderr.splitlines() if "Error: " in v or "database" in v]
+    ours = any(v in done.stderr for v in ("OperationalError", "No space left", "didn't respond"))
+    return "not graded" if ours else "refused", (errors or ["nbgrader failed"])[0][:100]
+
+
+def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
+    """The row of a submission: its points from the gradebook, the rest from the graded copy."""
+    if status == "not submitted":
+        return {"student": student, "assignment": name, "status": status}
+    path = out / "autograded" / student / name / f"{name}.ipynb"
+    cells = {grade_id(c): c for c in read(path).cells} if status == "graded" else {}
+    late = [
+        cell_id or "a cell of their own"
+        for cell_id, cell in cells.items()
+        if any(o.get("ename") == "CellTimeoutError" for o in cell.get("outputs", []))
+    ]
+    with gradebook_of(out) as gradebook:
+        entries = [
+            (e.name, e.score, e.max_score, e.needs_manual_grade, e.cell_type == "markdown")
+            for notebook in gradebook.find_submission(name, student).notebooks
+            for e in notebook.grades
+        ]
+    checks = {n: (score, top) for n, score, top, _, by_hand in entries if not by_hand}
+    hand = {n: (score, top) for n, score, top, _, by_hand in entries if by_hand}
+    return {
+        "student": student,
+        "assignment": name,
+        "status": status,
+        "checks": sum(score for score, _ in checks.values()),
+        "checks_max": sum(top for _, top in checks.values()),
+        "by_hand": sum(score for score, _ in hand.values()),
+        "by_hand_max": sum(top for _, top in hand.values()),
+        "lost": ", ".join(f"{n} {s - top:g}" for n, (s, top) in sorted(checks.items()) if s < top),
+        "waits": ", ".join(n for n, *_, waits, _ in entries if waits),
+        "timed_out": ", ".join(late),
+        "deleted": ", ".join(n for n in checks if cells and n not in cells),
+        "note": note,
+    }
+
+
+def show(table: pd.DataFrame) -> str:
+    """The table as text; those who handed nothing in are counted at its end."""
+    rows = [("student", "assignment", "checks", "by hand", "lost, and what else there is to say")]
+    for row in table[table.status != "not submitted"].fillna("").to_dict("records"):
+        said = [row["lost"], row["status"] if row["status"] != "graded" else "", row["note"]]
+        for name in ("timed_out", "deleted", "waits"):
+            said.append(row[name] and f"{name.replace('_', ' ')}: {row[name]}")
+        points = [f"{row[n]:g}/{row[n + '_max']:g}" if row["lost"] + row["status"] != "unknown" else "-"
+                  for n in ("checks", "by_hand")]  # fmt: skip
+        rows.append((row["student"], row["assignment"], *points, "; ".join(filter(None, said))))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]
+    return "\n".join([*lines, f"not submitted: {(table.status == 'not submitted').sum()}"])
+
+
+def submit(out: Path, sample: Sample) -> None:
+    """Put the submission of a sample where students' submissions go."""
+    for name in sample.assignments or NAMES:
+        notebook, solved = (read(out / f / name / f"{name}.ipynb") for f in ("release", "source"))
+        solutions = {grade_id(cell): cell.source for cell in solved.cells}
+        for cell in notebook.cells:
+            if sample.solves and cell.metadata.nbgrader.solution:
+                cell.source = solutions[grade_id(cell)]
+                for old, new in sample.replace.get(grade_id(cell), ()):
+                    if cell.source.count(old) != 1:
+                        fail(f"{sample.name}: {old!r} is not once in {grade_id(cell)}", 1)
+                    cell.source = cell.source.replace(old, new)
+        write(notebook, out / "submitted" / sample.name / name / f"{name}.ipynb")
+
+
+def differences(sample: Sample, table: pd.DataFrame) -> list[str]:
+    """What the table says of a sample, where that is not what was planted."""
+    found = []
+    for name in sample.assignments or NAMES:
+        row = table.loc[(sample.name, name)]
+        lost = {entry.split()[0] for entry in row.lost.split(", ") if entry}
+        everything = row.checks == 0 and row.checks_max > 0
+        if row.status != sample.status or (row.timed_out != "") != sample.times_out:
+            found.append(f"{sample.name}, {name}: {row.status}, timed out: {row.timed_out}")
+        if not everything if sample.loses == ["all"] else lost != set(sample.loses):
+            found.append(f"{sample.name}, {name}: lost {row.lost}; planted: {sample.loses}")
+    return found
+
+
+def nbgrader(out: Path, *arguments: str, timeout: float | None = None):
+    """Run a command of nbgrader in the folder of the course."""
+    command = [sys.executable, "-m", "nbgrader", *arguments]
+    return subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=timeout)
+
+
+def check_kernel() -> None:
+    """Raise unless the kernel `python3` is of this environment: all would be graded 0 for it."""
+    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+
+
+def gradebook_of(out: Path) -> Gradebook:
+    return Gradebook(f"sqlite:///{out.resolve()}/gradebook.db", "dss")
+
+
+def grade_id(cell: nbformat.NotebookNode) -> str:
+    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+
+
+def fail(message: str, status: int = 2) -> None:
+    typer.echo(f"classroom: {message}", err=True)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

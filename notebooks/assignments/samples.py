@@ -1,0 +1,182 @@
+"""Sample submissions: the reference solution with something replaced, and what that must lose."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A student of the demonstration.
+
+    Attributes:
+        name: the student's.
+        assignments: which ones are handed in; all of them where empty.
+        replace: by solution cell, pairs (old, new): what is replaced in the reference solution.
+        loses: the checks that give 0 points, all others giving all of theirs; `["all"]`: nothing
+            is left.
+        status: what the table says of the submission.
+        times_out: whether a cell has to be stopped.
+        solves: False hands in the release as it is.
+    """
+
+    name: str
+    assignments: list[str] = field(default_factory=list)
+    replace: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    loses: list[str] = field(default_factory=list)
+    status: str = "graded"
+    times_out: bool = False
+    solves: bool = True
+
+
+def wrong(assignment: str, name: str, cell: str, *replace: tuple[str, str], also: tuple = ()):
+    """A plausible mistake in one cell, which loses the check of that cell, and `also`."""
+    loses = [f"{cell}-check", *also]
+    return Sample(name, [assignment], {cell: list(replace)}, loses)
+
+
+SAMPLES = [
+    Sample("reference"),
+    Sample("empty", solves=False, loses=["all"]),
+    wrong(
+        "1_gamma",
+        "t-swapped",
+        "interpolate",
+        ("theta_1 * (1 - t) + theta_2 * t", "theta_1 * t + theta_2 * (1 - t)"),
+    ),
+    wrong(
+        "1_gamma",
+        "changed-in-place",
+        "interpolate",
+        (
+            "    return theta_1 * (1 - t) + theta_2 * t",
+            "    theta_1 *= 1 - t\n    theta_1 += theta_2 * t\n    return theta_1",
+        ),
+    ),
+    wrong(
+        "1_gamma",
+        "calls-dss",
+        "interpolate",
+        ("theta_1 * (1 - t) + theta_2 * t", "dss.interpolate(theta_1, theta_2, t)"),
+    ),
+    wrong(
+        "1_gamma",
+        "grid-without-ends",
+        "gamma",
+        (
+            "torch.linspace(0, 1, n_t, dtype=torch.float64)",
+            "torch.linspace(0, 1, n_t + 2, dtype=torch.float64)[1:-1]",
+        ),
+    ),
+    wrong(
+        "1_gamma",
+        "grid-without-last",
+        "gamma",
+        (
+            "torch.linspace(0, 1, n_t, dtype=torch.float64)",
+            "torch.arange(n_t, dtype=torch.float64) / n_t",
+        ),
+    ),
+    wrong(
+        "1_gamma",
+        "training-sample",
+        "gamma",
+        ("interpolate(theta_1, theta_2, t))", 'interpolate(theta_1, theta_2, t), "train")'),
+    ),
+    wrong("1_gamma", "min-for-max", "height", ("gamma.max()", "gamma.min()")),
+    wrong(
+        "2_bead",
+        "lowest-point",
+        "t_star",
+        ("gamma.argmax()", "gamma.argmin()"),
+    ),
+    wrong(
+        "2_bead",
+        "inner-grid",
+        "t_star",
+        ("gamma.argmax().item()", "(gamma[1:-1].argmax().item() + 1)"),
+    ),
+    wrong("2_bead", "trained-to-L0", "train_bead", ("<= alpha * L0", "<= L0")),
+    wrong(
+        "2_bead",
+        "start-overwritten",
+        "train_bead",
+        ("start.clone()", "start"),
+        ("theta = theta - lr * gradients[0]", "theta -= lr * gradients[0]"),
+    ),
+    wrong("2_bead", "tests-the-lowest", "segments", (".max() <= L0", ".min() <= L0")),
+    wrong(
+        "3_string",
+        "beads-to-L0",
+        "find_string",
+        (
+            "train_bead(task, start, alpha * L0, generator)",
+            "train_bead(task, start, L0, generator)",
+        ),
+    ),
+    wrong(
+        "3_string",
+        "half-a-string",
+        "find_string",
+        ("find_string(task, bead, theta_2, *rest)", "torch.stack([bead, theta_2]), True"),
+        also=("experiment-check",),
+    ),
+    Sample(
+        "global-seed",
+        ["3_string"],
+        {
+            "find_string": [
+                ("    line = torch", "    torch.manual_seed(0)\n    line = torch"),
+                ("alpha * L0, generator)", "alpha * L0, None)"),
+            ]
+        },
+        ["generator-check"],
+    ),
+    wrong(
+        "3_string",
+        "beads-only",
+        "Gamma_tilde",
+        ("dss.interpolated_loss(task, thetas[:-1], thetas[1:], n_t)", "task.losses(thetas)"),
+        also=("experiment-check",),
+    ),
+    wrong(
+        "3_string",
+        "length-not-normalized",
+        "measure",
+        ("float(length / (thetas[-1] - thetas[0]).norm())", "float(length)"),
+    ),
+    wrong("3_string", "ends-are-beads", "measure", ("len(thetas) - 2", "len(thetas)")),
+    wrong("3_string", "disconnected", "verdict", ("not found", "disconnected")),
+    wrong("4_study", "two-values", "choose", ("[0.5, 0.8, 0.95]", "[0.5, 0.95]")),
+    wrong(
+        "4_study",
+        "failures-dropped",
+        "run",
+        ("table.assign(value=value)", "table[table.connected].assign(value=value)"),
+    ),
+    wrong(
+        "4_study",
+        "seeded-globally",
+        "run",
+        ("generator = torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)"),
+        ("n_pairs, generator, **options", "n_pairs, **options"),
+    ),
+    wrong(
+        "4_study",
+        "beads-of-failures",
+        "summarize",
+        ("table[table.connected].groupby", "table.groupby"),
+    ),
+    Sample(
+        "endless",
+        ["2_bead"],
+        {"t_star": [("def t_star(", "while True:\n    pass\n\n\ndef t_star(")]},
+        ["t_star-check"],
+        times_out=True,
+    ),
+    Sample(
+        "crash",
+        ["3_string"],
+        {"measure": [("def measure(", "import os\n\nos._exit(1)\n\n\ndef measure(")]},
+        ["all"],
+        status="crashed",
+    ),
+]

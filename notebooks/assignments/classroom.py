@@ -4,11 +4,14 @@ All that concerns cells, points and grades is nbgrader's work; this starts it, i
 own for each submission, and sees to it that every submission ends in the table.
 """
 
+import multiprocessing
+import os
 import resource
 import shutil
-import subprocess
+import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import warnings
+from multiprocessing import connection
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +19,10 @@ import nbformat
 import pandas as pd
 import typer
 from nbclient import NotebookClient
-from nbgrader.api import Gradebook
+from nbgrader.apps import NbGraderAPI
 from samples import SAMPLES, Sample
+from sqlalchemy.exc import SAWarning
+from traitlets.config import PyFileConfigLoader
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
@@ -42,9 +47,9 @@ def release(out: Folder, group: Annotated[int, typer.Option(help="0 to 99.")] = 
         write(notebook, out / "source" / name / f"{name}.ipynb")
     shutil.copy(HERE / "nbgrader_config.py", out)
     for name in NAMES:
-        done = nbgrader(out, "generate_assignment", name)
-        if done.returncode:
-            fail(f"nbgrader could not release {name}:\n{done.stderr}", 1)
+        done = course(out).generate_assignment(name)
+        if not done["success"]:
+            fail(f"nbgrader could not release {name}:\n{done['log']}\n{done['error']}", 1)
     typer.echo(f"Group {group}: hand out {out}/release/, collect in {out}/submitted/<student>/")
 
 
@@ -56,8 +61,8 @@ def grade(
 ) -> None:
     """Grade OUT/submitted/<student>/<assignment>/ and write OUT/grades.csv.
 
-    The exit status is 0 when every submission has a grade, a 0 for a crash included; 1 when nbgrader
-    or its gradebook failed; 2 when OUT is no course.
+    The exit status is 0 when every submission has a grade (a crash has one: 0), 1 when nbgrader or
+    its gradebook failed, 2 when OUT is no course.
     """
     table = grades(out, jobs, memory)
     typer.echo(show(table))
@@ -90,7 +95,8 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     for name in ("release", "submitted"):
         if not (out / name).is_dir():
             fail(f"there is no folder {out / name}; `release` makes a course, you the submissions")
-    check_kernel()
+    if apart(1, {"the kernel": (check_kernel,)}, out)["the kernel"][0] != "graded":
+        fail(f"the kernel python3 is not of {sys.prefix}, or it lacks dss; see {out}/logs", 1)
     found = [p for p in sorted((out / "submitted").glob("*")) if not p.name.startswith(".")]
     students = [path.name for path in found if path.is_dir()]
     pairs = [(student, name) for student in students for name in NAMES]
@@ -105,8 +111,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     todo = [pair for pair in pairs if ends[pair][0] == "graded"]
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
-    with ThreadPoolExecutor(jobs) as pool:  # each waits for a process
-        ends |= zip(todo, pool.map(lambda pair: autograde(out, *pair), todo), strict=True)
+    ends |= apart(jobs, {pair: (autograde, out, *pair) for pair in todo}, out)
     rows = [result(out, *pair, *ends[pair]) for pair in pairs]
     note = "no folder of a student, or no assignment of this course"
     rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
@@ -126,7 +131,8 @@ def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
     folder = out / "submitted" / student / name
     if not folder.exists():
         return "not submitted", ""
-    with gradebook_of(out) as gradebook:
+    warnings.simplefilter("ignore", SAWarning)  # nbgrader's own
+    with course(out).gradebook as gradebook:
         gradebook.update_or_create_student(student)
         for notebook in gradebook.update_or_create_submission(name, student).notebooks:
             for entry in notebook.grades:
@@ -144,19 +150,57 @@ def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
     return "graded", ""
 
 
+def apart(jobs: int, calls: dict, out: Path) -> dict:
+    """Make each call in a process of its own, `jobs` at a time, with a log in OUT/logs."""
+    fork = multiprocessing.get_context("fork")  # importing nbgrader anew takes 4 s
+    waiting, running, ends = list(calls), {}, {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            key = waiting.pop(0)
+            log = out / "logs" / f"{key if isinstance(key, str) else '-'.join(key)}.txt"
+            log.parent.mkdir(exist_ok=True)
+            receive, send = fork.Pipe(duplex=False)
+            process = fork.Process(target=logged, args=(send, log, *calls[key]))
+            process.start()
+            send.close()
+            running[process.sentinel] = key, process, receive
+        for sentinel in connection.wait(running):
+            key, process, receive = running.pop(sentinel)
+            process.join()
+            try:
+                ends[key] = receive.recv()
+            except EOFError:
+                ends[key] = "crashed", f"the process that graded it ended with {process.exitcode}"
+    return ends
+
+
+def logged(send, log: Path, call, *arguments) -> None:
+    """Call, with what is written to the error stream in a file, and send what comes back."""
+    signal.alarm(1200)  # ends this process, should a cell refuse to be interrupted
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        send.send(call(*arguments))
+
+
+def check_kernel() -> tuple[str, str]:
+    """Whether the kernel `python3` is of this environment; without it all would be graded 0."""
+    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    return "graded", ""
+
+
 def autograde(out: Path, student: str, name: str) -> tuple[str, str]:
     """Have nbgrader run and grade one submission; how that ended, and why."""
-    try:
-        done = nbgrader(out, "autograde", name, "--student", student, "--force", timeout=1200)
-    except subprocess.TimeoutExpired:
-        return "crashed", "not done after 20 minutes: a cell that cannot be interrupted"
-    if done.returncode == 0:
+    done = course(out).autograde(name, student)
+    if done["success"]:
         return "graded", ""
-    if done.returncode < 0 or "DeadKernelError" in done.stderr:
-        return "crashed", "the kernel died" if done.returncode > 0 else "the grader was killed"
-    errors = [v for v in done.stderr.splitlines() if "Error: " in v or "database" in v]
-    ours = any(v in done.stderr for v in ("OperationalError", "No space left", "didn't respond"))
-    return "not graded" if ours else "refused", (errors or ["nbgrader failed"])[0][:100]
+    log = done.get("log", "") + done["error"]
+    if "DeadKernelError" in log:
+        return "crashed", "the kernel died"
+    errors = [line for line in log.splitlines() if "Error: " in line or "database" in line]
+    ours = any(v in log for v in ("OperationalError", "No space left", "Kernel didn't respond"))
+    return "not graded" if ours else "refused", (errors or ["see the log"])[0][:100]
 
 
 def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
@@ -170,7 +214,7 @@ def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
         for cell_id, cell in cells.items()
         if any(o.get("ename") == "CellTimeoutError" for o in cell.get("outputs", []))
     ]
-    with gradebook_of(out) as gradebook:
+    with course(out).gradebook as gradebook:
         entries = [
             (e.name, e.score, e.max_score, e.needs_manual_grade, e.cell_type == "markdown")
             for notebook in gradebook.find_submission(name, student).notebooks
@@ -201,8 +245,7 @@ def show(table: pd.DataFrame) -> str:
         said = [row["lost"], row["status"] if row["status"] != "graded" else "", row["note"]]
         for name in ("timed_out", "deleted", "waits"):
             said.append(row[name] and f"{name.replace('_', ' ')}: {row[name]}")
-        points = [f"{row[n]:g}/{row[n + '_max']:g}" if row["lost"] + row["status"] != "unknown" else "-"
-                  for n in ("checks", "by_hand")]  # fmt: skip
+        points = [f"{row[n]}/{row[n + '_max']}".replace(".0", "") for n in ("checks", "by_hand")]
         rows.append((row["student"], row["assignment"], *points, "; ".join(filter(None, said))))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     lines = ["  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]
@@ -238,21 +281,11 @@ def differences(sample: Sample, table: pd.DataFrame) -> list[str]:
     return found
 
 
-def nbgrader(out: Path, *arguments: str, timeout: float | None = None):
-    """Run a command of nbgrader in the folder of the course."""
-    command = [sys.executable, "-m", "nbgrader", *arguments]
-    return subprocess.run(command, cwd=out, capture_output=True, text=True, timeout=timeout)
-
-
-def check_kernel() -> None:
-    """Raise unless the kernel `python3` is of this environment: all would be graded 0 for it."""
-    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
-
-
-def gradebook_of(out: Path) -> Gradebook:
-    return Gradebook(f"sqlite:///{out.resolve()}/gradebook.db", "dss")
+def course(out: Path) -> NbGraderAPI:
+    """nbgrader in the folder of the course, with the settings there."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(out)).load_config()
+    config.CourseDirectory.root = str(out.resolve())
+    return NbGraderAPI(config=config)
 
 
 def grade_id(cell: nbformat.NotebookNode) -> str:

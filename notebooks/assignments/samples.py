@@ -144,7 +144,7 @@ SAMPLES = [
         ("float(length / (thetas[-1] - thetas[0]).norm())", "float(length)"),
     ),
     wrong("3_string", "ends-are-beads", "measure", ("len(thetas) - 2", "len(thetas)")),
-    wrong("3_string", "disconnected", "verdict", ("not found", "disconnected")),
+    wrong("3_string", "disconnected", "verdict", ('else "not found"', 'else "disconnected"')),
     wrong("4_study", "two-values", "choose", ("[0.5, 0.8, 0.95]", "[0.5, 0.95]")),
     wrong(
         "4_study",

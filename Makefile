@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 export DSS_MNIST_DIR
 
-.PHONY: env figures test torture lab site bench clean
+.PHONY: env figures test torture lab site classroom bench clean
 
 env: $(STAMP)
 
@@ -45,6 +45,10 @@ site: env
 
 bench: env
 	$(BIN)/python tests/benchmarks/bench.py
+
+# Releases the assignments, grades the bundled sample submissions, and checks what each loses.
+classroom: env
+	$(BIN)/python notebooks/assignments/classroom.py demonstrate build/classroom
 
 clean:
 	rm -rf .venv build runs .pytest_cache .ruff_cache .hypothesis *.egg-info

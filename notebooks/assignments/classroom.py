@@ -20,7 +20,7 @@ import pandas as pd
 import typer
 from nbclient import NotebookClient
 from nbgrader.apps import NbGraderAPI
-from samples import SAMPLES, Sample
+from samples import SAMPLES, differences, grade_id, read, submit, write
 from sqlalchemy.exc import SAWarning
 from traitlets.config import PyFileConfigLoader
 
@@ -81,10 +81,10 @@ def demonstrate(out: Folder = Path("build/classroom"), jobs: int = 2) -> None:
     mark.touch()
     release(out, group=7)
     for sample in SAMPLES:
-        submit(out, sample)
+        submit(out, sample, NAMES)
     table = grades(out, jobs).set_index(["student", "assignment"], drop=False)
     typer.echo(show(table))
-    wrong = [line for sample in SAMPLES for line in differences(sample, table)]
+    wrong = [line for sample in SAMPLES for line in differences(sample, table, NAMES)]
     if wrong:
         fail("\n".join(["Not as planted:", *wrong]), 1)
     typer.echo(f"All {len(SAMPLES)} samples lost exactly what was planted.")
@@ -252,53 +252,11 @@ def show(table: pd.DataFrame) -> str:
     return "\n".join([*lines, f"not submitted: {(table.status == 'not submitted').sum()}"])
 
 
-def submit(out: Path, sample: Sample) -> None:
-    """Put the submission of a sample where students' submissions go."""
-    for name in sample.assignments or NAMES:
-        notebook, solved = (read(out / f / name / f"{name}.ipynb") for f in ("release", "source"))
-        solutions = {grade_id(cell): cell.source for cell in solved.cells}
-        for cell in notebook.cells:
-            if sample.solves and cell.metadata.nbgrader.solution:
-                cell.source = solutions[grade_id(cell)]
-                for old, new in sample.replace.get(grade_id(cell), ()):
-                    if cell.source.count(old) != 1:
-                        fail(f"{sample.name}: {old!r} is not once in {grade_id(cell)}", 1)
-                    cell.source = cell.source.replace(old, new)
-        write(notebook, out / "submitted" / sample.name / name / f"{name}.ipynb")
-
-
-def differences(sample: Sample, table: pd.DataFrame) -> list[str]:
-    """What the table says of a sample, where that is not what was planted."""
-    found = []
-    for name in sample.assignments or NAMES:
-        row = table.loc[(sample.name, name)]
-        lost = {entry.split()[0] for entry in row.lost.split(", ") if entry}
-        everything = row.checks == 0 and row.checks_max > 0
-        if row.status != sample.status or (row.timed_out != "") != sample.times_out:
-            found.append(f"{sample.name}, {name}: {row.status}, timed out: {row.timed_out}")
-        if not everything if sample.loses == ["all"] else lost != set(sample.loses):
-            found.append(f"{sample.name}, {name}: lost {row.lost}; planted: {sample.loses}")
-    return found
-
-
 def course(out: Path) -> NbGraderAPI:
     """nbgrader in the folder of the course, with the settings there."""
     config = PyFileConfigLoader("nbgrader_config.py", path=str(out)).load_config()
     config.CourseDirectory.root = str(out.resolve())
     return NbGraderAPI(config=config)
-
-
-def grade_id(cell: nbformat.NotebookNode) -> str:
-    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
-
-
-def read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
-
-
-def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(notebook, path)
 
 
 def fail(message: str, status: int = 2) -> None:

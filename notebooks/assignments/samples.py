@@ -1,6 +1,9 @@
 """Sample submissions: the reference solution with something replaced, and what that must lose."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
 
 
 @dataclass(frozen=True)
@@ -180,3 +183,45 @@ SAMPLES = [
         status="crashed",
     ),
 ]
+
+
+def submit(out: Path, sample: Sample, names: list[str]) -> None:
+    """Put the submission of a sample where students' submissions go."""
+    for name in sample.assignments or names:
+        notebook, solved = (read(out / f / name / f"{name}.ipynb") for f in ("release", "source"))
+        solutions = {grade_id(cell): cell.source for cell in solved.cells}
+        for cell in notebook.cells:
+            if sample.solves and cell.metadata.nbgrader.solution:
+                cell.source = solutions[grade_id(cell)]
+                for old, new in sample.replace.get(grade_id(cell), ()):
+                    if cell.source.count(old) != 1:
+                        raise ValueError(f"{sample.name}: {old!r} is not once in {cell.source}")
+                    cell.source = cell.source.replace(old, new)
+        write(notebook, out / "submitted" / sample.name / name / f"{name}.ipynb")
+
+
+def differences(sample: Sample, table, names: list[str]) -> list[str]:
+    """What the table says of a sample, where that is not what was planted."""
+    found = []
+    for name in sample.assignments or names:
+        row = table.loc[(sample.name, name)]
+        lost = {entry.split()[0] for entry in row.lost.split(", ") if entry}
+        everything = row.checks == 0 and row.checks_max > 0
+        if row.status != sample.status or (row.timed_out != "") != sample.times_out:
+            found.append(f"{sample.name}, {name}: {row.status}, timed out: {row.timed_out}")
+        if not everything if sample.loses == ["all"] else lost != set(sample.loses):
+            found.append(f"{sample.name}, {name}: lost {row.lost}; planted: {sample.loses}")
+    return found
+
+
+def grade_id(cell: nbformat.NotebookNode) -> str:
+    return cell.metadata.get("nbgrader", {}).get("grade_id", "")
+
+
+def read(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)

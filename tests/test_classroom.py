@@ -154,7 +154,7 @@ def test_a_group_out_of_range_is_refused(tmp_path, group):
 def test_grading_where_no_course_is(tmp_path):
     done = CliRunner().invoke(classroom.app, ["grade", str(tmp_path / "none")])
     assert done.exit_code == 2
-    assert "there is no folder" in done.stderr
+    assert "there is no" in done.stderr and "`release` makes a course" in done.stderr
 
 
 def test_demonstrate_removes_no_folder_of_others(tmp_path):

@@ -92,9 +92,9 @@ def demonstrate(out: Folder = Path("build/classroom"), jobs: int = 2) -> None:
 
 def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     """One row for each student and assignment, also written to OUT/grades.csv."""
-    for name in ("release", "submitted"):
-        if not (out / name).is_dir():
-            fail(f"there is no folder {out / name}; `release` makes a course, you the submissions")
+    for name in ("nbgrader_config.py", "gradebook.db", "release", "submitted"):
+        if not (out / name).exists():
+            fail(f"there is no {out / name}; `release` makes a course, you fill {out}/submitted")
     if apart(1, {"the kernel": (check_kernel,)}, out)["the kernel"][0] != "graded":
         fail(f"the kernel python3 is not of {sys.prefix}, or it lacks dss; see {out}/logs", 1)
     found = [p for p in sorted((out / "submitted").glob("*")) if not p.name.startswith(".")]

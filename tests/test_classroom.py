@@ -38,6 +38,8 @@ def command(*arguments):
 
 def table_of(out):
     table = pd.read_csv(out / "grades.csv", keep_default_na=False)
+    for column in ("checks", "checks_max", "by_hand", "by_hand_max"):  # empty where nothing came
+        table[column] = pd.to_numeric(table[column])
     return table.set_index(["student", "assignment"], drop=False)
 
 

@@ -5,8 +5,8 @@ from uuid import uuid4
 c = get_config()  # noqa: F821
 
 c.CourseDirectory.course_id = "dss"
-# The slowest cell takes 5 s on one core, some 15 s on a busy one.  A cell that takes longer than this
-# is interrupted and loses what depends on it; the cells below it still run.
+# The slowest cell takes 5 s on one core, some 15 s on a busy one.  A cell that takes longer is
+# interrupted and loses what depends on it; the cells below it still run.
 c.Execute.timeout = 60
 c.Execute.interrupt_on_timeout = True
 c.Execute.startup_timeout = 120

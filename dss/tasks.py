@@ -100,7 +100,8 @@ def polynomial(
             "patience": 50_000,
         }
     lookup({name: name for name in ("mse", "mae", "huber")}, loss, "polynomial loss")
-    module = mlp([1, *hidden, 1], activation, bias).extend(final)
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = mlp([1, *hidden, 1], activation, bias).extend(final)
     sizes = [
         default if n is None else n for n, default in zip((n_train, n_eval), usual, strict=True)
     ]
@@ -231,7 +232,8 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
             "patience": 20_000,
             "check_every": 100,
         }
-    module = build(x_test.shape[-1])
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = build(x_test.shape[-1])
     task = Task.from_module(
         module,
         "cross_entropy_of_softmax" if preset else "cross_entropy",

@@ -231,3 +231,14 @@ def test_losses_check_their_arguments(quad64):
     with pytest.raises(ValueError, match=r"\(33,\)"):
         quad64.losses(torch.zeros(33))
     assert torch.isnan(quad64.losses(torch.full((1, 33), torch.nan)))
+
+
+@pytest.mark.parametrize("build", [dss.quad, dss.digits, lambda: dss.quad(preset="authors")])
+def test_torchs_global_generator_is_neither_used_nor_moved(build):
+    torch.manual_seed(7)
+    before, task = torch.get_rng_state(), build()
+    first = task.init(2)
+    dss.train_to(task, first, 0.0, max_steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert torch.equal(build().init(2), first)

@@ -64,11 +64,13 @@ def browser():
         started.close()
 
 
-@pytest.fixture
-def page(browser):
-    """A blank page; the test fails when what it shows complains or asks another host."""
-    context = browser.new_context()
-    opened, complaints = context.new_page(), []
+def hear(context) -> list[str]:
+    """A list that grows with every complaint of the pages of a context.
+
+    Complaints are errors, warnings, what is not loaded, and requests to another host, which go
+    nowhere.
+    """
+    complaints = []
 
     def let_through(route):
         url = urlsplit(route.request.url)
@@ -77,16 +79,24 @@ def page(browser):
         complaints.append(f"asked another host: {route.request.url}")
         return route.abort()
 
-    def hear(message):
+    def read(message):
         if message.type in ("error", "warning"):
             complaints.append(f"console {message.type}: {message.text}")
 
     context.route("**/*", let_through)
-    opened.on("console", hear)
-    opened.on("pageerror", lambda error: complaints.append(f"error: {error}"))
-    opened.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
-    opened.on("response", lambda r: r.status >= 400 and complaints.append(f"{r.status}: {r.url}"))
-    yield opened
+    context.on("console", read)
+    context.on("weberror", lambda event: complaints.append(f"error: {event.error}"))
+    context.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
+    context.on("response", lambda r: r.status >= 400 and complaints.append(f"{r.status}: {r.url}"))
+    return complaints
+
+
+@pytest.fixture
+def page(browser):
+    """A blank page; the test fails when what it shows complains or asks another host."""
+    context = browser.new_context()
+    complaints = hear(context)
+    yield context.new_page()
     context.close()
     assert complaints == []
 

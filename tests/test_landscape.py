@@ -31,6 +31,7 @@ CASES = [
     ("valley", [0.37, 1.4], [0.41, 1.37], 0.1, 0.5, 8, "connected"),  # no bead is needed
     ("valley", [1.2, 0.5], [1.2, 0.5], 0.1, 0.5, 4, "connected"),  # no distance either
     ("valley", [-2.2, -0.9], [2.3, -1.1], 0.5, 0.3, 5, "connected"),
+    ("valley", *VALLEY, 2.7999409, 0.5, 0, "depth exhausted"),  # low on the grid, not at t*
     ("valley", *VALLEY, 0.1, 0.5, 1, "depth exhausted"),
     ("valley", *VALLEY, 0.1, 0.5, 0, "depth exhausted"),
     ("valley", *VALLEY, 0.05, 0.05, 3, "connected"),

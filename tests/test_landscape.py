@@ -213,6 +213,7 @@ def test_a_point_is_dragged(play):
     play.mouse.down()
     play.mouse.move(x + 60, y - 40, steps=5)
     play.mouse.move(x + 80, y - 60)
+    assert pixel(play, 0) == pytest.approx((x + 80, y - 60), abs=2)  # on the way, not by a click
     play.mouse.up()
     assert pixel(play, 0) == pytest.approx((x + 80, y - 60), abs=2)
     assert point(play, 0)[0] > -1.4 and point(play, 0)[1] > 0

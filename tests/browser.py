@@ -1,7 +1,4 @@
-"""A browser, the built site and a page that minds its manners: fixtures for tests of the site.
-
-A test module imports the three: `from browser import browser, page, site  # noqa: F401`.
-"""
+"""A browser, the built site and a page that minds its manners: fixtures for tests of the site."""
 
 import functools
 import os
@@ -83,10 +80,14 @@ def hear(context) -> list[str]:
         if message.type in ("error", "warning"):
             complaints.append(f"console {message.type}: {message.text}")
 
+    def lose(request):
+        if "ERR_ABORTED" not in request.failure:  # the test went on to another page
+            complaints.append(f"not loaded: {request.url} ({request.failure})")
+
     context.route("**/*", let_through)
     context.on("console", read)
     context.on("weberror", lambda event: complaints.append(f"error: {event.error}"))
-    context.on("requestfailed", lambda request: complaints.append(f"not loaded: {request.url}"))
+    context.on("requestfailed", lose)
     context.on("response", lambda r: r.status >= 400 and complaints.append(f"{r.status}: {r.url}"))
     return complaints
 
@@ -98,13 +99,13 @@ def page(browser):
     complaints = hear(context)
     yield context.new_page()
     context.close()
-    assert not complaints, complaints
+    assert not complaints, "\n".join(complaints)
 
 
 @functools.cache
 def build(folder: Path) -> Path:
     """The site, built from the committed notebooks into a folder."""
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", "notebooks", str(folder)]
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "notebooks", str(folder)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command,

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import hypothesis
 import pytest
 import torch
+from browser import browser, page, site  # noqa: F401
 from torch.nn.utils import vector_to_parameters
 
 import dss

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from browser import ROOT, browser, hear, page, site  # noqa: F401  fixtures
+from browser import ROOT, hear
 
 import dss
 
@@ -50,30 +50,30 @@ TRACE = """([name, theta_1, theta_2, options]) => {
 
 
 @pytest.fixture
-def search(page):  # noqa: F811
+def search(page):
     """A blank page with the script alone."""
     page.add_script_tag(path=SCRIPT)
     return page
 
 
 @pytest.fixture
-def play(page, site):  # noqa: F811
+def play(page, site):
     """The page, opened from the disk."""
     page.goto((site / "landscape.html").as_uri())
     page.wait_for_selector("#dss-string tr")
     return page
 
 
-def says(page):  # noqa: F811
+def says(page):
     return page.inner_text("#dss-says")
 
 
-def fill(page, **values):  # noqa: F811
+def fill(page, **values):
     for name, value in values.items():
         page.fill(f"#dss-{name}", str(value))
 
 
-def press_until_end(page, press, limit=40):  # noqa: F811
+def press_until_end(page, press, limit=40):
     for _ in range(limit):
         press()
         if page.inner_text("#dss-status") != "searching":
@@ -81,13 +81,13 @@ def press_until_end(page, press, limit=40):  # noqa: F811
     raise AssertionError(f"no end after {limit} steps: {says(page)}")
 
 
-def pixel(page, i):  # noqa: F811
+def pixel(page, i):
     page.locator("#dss-landscape").scroll_into_view_if_needed()
     box = page.locator(f'#dss-landscape use[data-end="{i}"]').bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
 
-def point(page, i):  # noqa: F811
+def point(page, i):
     return [float(page.input_value(f"#dss-{axis}{i + 1}")) for axis in "xy"]
 
 
@@ -227,7 +227,7 @@ def test_a_point_is_dragged(play):
     assert play.is_checked("#dss-move1") and point(play, 0) == moved
 
 
-def test_by_touch(browser, site):  # noqa: F811
+def test_by_touch(browser, site):
     context = browser.new_context(has_touch=True, viewport={"width": 360, "height": 740})
     play = context.new_page()
     play.goto((site / "landscape.html").as_uri())
@@ -242,13 +242,48 @@ def test_by_touch(browser, site):  # noqa: F811
     context.close()
 
 
+def shaded(play):
+    """The share of the canvas that has the colour of the level set."""
+    return play.evaluate("""() => {
+        const canvas = document.querySelector(".dss-field canvas");
+        const pen = new OffscreenCanvas(canvas.width, canvas.height)
+            .getContext("2d", { willReadFrequently: true });
+        pen.drawImage(canvas, 0, 0);
+        pen.fillStyle = getComputedStyle(canvas).getPropertyValue("--dss-shade");
+        const colour = pen.fillStyle.match(/[0-9a-f]{2}/g).map(v => parseInt(v, 16));
+        const { data } = pen.getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0;
+        for (let i = 0; i < data.length; i += 4) count += colour.every((v, k) => data[i + k] === v);
+        return 4 * count / data.length; }""")
+
+
+def test_the_shaded_set_is_that_of_the_loss(play):
+    """Against the share of the picture where dss finds the loss at most L0."""
+    box = play.evaluate("(() => { const c = document.querySelector('.dss-field canvas'); return "
+                        "[c.clientWidth, c.clientHeight]; })()")  # fmt: skip
+    plot = (box[0] - 44 - 14) * (box[1] - 30 - 40) / (box[0] * box[1])  # margins of the axes
+    axes = torch.linspace(-2.4, 2.4, 401), torch.linspace(-1.8, 2, 401)
+    points = torch.cartesian_prod(*axes).double()
+    for name, L0 in (("valley", 0.1), ("valley", 3), ("unit", 0.3)):
+        play.select_option("#dss-choice", name)
+        fill(play, L0=L0)
+        expected = plot * (TASKS[name].losses(points) <= L0).double().mean().item()
+        assert shaded(play) == pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_the_picture_follows_the_theme(play, theme):
+    play.evaluate(f"document.documentElement.dataset.theme = '{theme}'")
+    play.wait_for_timeout(100)
+    assert shaded(play) > 0.05
+
+
 def test_L0_changes_the_picture_and_the_search(play):
-    shade = "#dss-landscape .dss-shade"
-    small = play.get_attribute(shade, "d")
+    small = shaded(play)
     play.click("#dss-step")
     fill(play, L0=3)
     assert play.inner_text("#dss-status") == "searching"
-    assert play.get_attribute(shade, "d") != small
+    assert shaded(play) > 2 * small
     play.click("#dss-step")
     assert says(play) == "Connected at depth 0: no segment is above L0 = 3."
     assert play.inner_text("#dss-normalized_length") == "1"
@@ -358,7 +393,7 @@ def test_the_picture_is_drawn_anew_when_its_size_changes(play):
                            f" !== '{wide}'")  # fmt: skip
 
 
-def test_complaints_of_a_page_are_heard(browser, site):  # noqa: F811
+def test_complaints_of_a_page_are_heard(browser, site):
     heard = hear(context := browser.new_context())
     opened = context.new_page()
     opened.goto((site / "landscape.html").as_uri())

@@ -80,8 +80,7 @@ function* search(L, theta_1, theta_2, { L0, alpha, max_depth, n_t = 33, ...train
   for (; status !== "endpoint above L0"; depth++) {
     const fresh = segments.filter((s) => !s.gamma);
     for (const s of fresh) Object.assign(s, tStar(L, s.left.theta, s.right.theta, n_t));
-    for (const s of fresh) s.is_high = !(s.gamma_max <= limit);
-    open = fresh.filter((s) => s.is_high);
+    open = fresh.filter((s) => (s.is_high = !(s.gamma_max <= limit)));
     status ||= !open.length ? "connected" : depth === max_depth ? "depth exhausted" : "";
     if (status) break;
     yield { step: "test", segments, open, status, steps, depth };
@@ -119,7 +118,7 @@ function summary({ segments, status, steps }) {
 
 const findString = (...problem) => summary([...search(...problem)].pop());
 globalThis.DSS = { LANDSCAPES, interpolate, gamma, tStar, descend, search, summary, findString };
-// ---------- drawing: SVG as text, coloured and animated by landscape.css
+// ---------- drawing: level sets on a canvas, all else SVG, coloured by landscape.css
 const show = (v) => (Number.isFinite(v) ? String(Number(v.toPrecision(3))) : v || "-");
 const kindOf = (segment) => (!segment.gamma ? "untested" : segment.is_high ? "high" : "low");
 
@@ -142,35 +141,43 @@ function axes(svg, x, y, labels, log) {
     ...along.map((v) => text(v, px(v), bottom + 17, "middle")),
     ...up.map((v) => text(show(v), left - 6, py(v) + 4, "end"))].join("");
   svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
-  return { px, py, d, path, text, mark, own };
+  return { w, h, px, py, d, path, text, mark, own };
 }
 
-// The set where the loss is at most `level`, or its border: marching squares.
-function levelSet(L, level, { d }, kind, n = 80) {
-  const parts = [];
+// The canvas behind the picture, where the loss is at most L0, and contours: marching squares.
+function paintLevels(canvas, L, L0, on, n = 80) {
+  const style = getComputedStyle(canvas), pen = canvas.getContext("2d"), scale = devicePixelRatio;
+  const key = [L.ends, L0, on.w, on.h, scale, style.getPropertyValue("--dss-shade")].join();
+  if (canvas.painted === (canvas.painted = key)) return; // it stays while points move
+  [canvas.width, canvas.height] = [on.w * scale, on.h * scale];
+  pen.scale(scale, scale);
   const grid = (...ij) => WINDOW.map(([low, high], k) => low + (high - low) * ij[k] / n);
-  for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) {
-    const corners = [grid(i, j), grid(i + 1, j), grid(i + 1, j + 1), grid(i, j + 1)];
-    const height = corners.map((corner) => L.loss(corner) - level), shape = [], cuts = [];
-    corners.forEach((corner, k) => {
-      const next = (k + 1) % 4, t = height[k] / (height[k] - height[next]);
-      if (height[k] <= 0) shape.push(corner);
-      if ((height[k] <= 0) === (height[next] <= 0)) return;
-      for (const list of [shape, cuts]) list.push(interpolate(corner, corners[next], t));
-    });
-    if (kind === "shade" && shape.length) parts.push(d(shape));
-    else for (let k = 0; k < cuts.length; k += 2) parts.push(d(cuts.slice(k, k + 2)));
+  const contours = [0.1, 0.3, 1, 3, 10].map((v) => [v, "contour", 0.8]);
+  for (const [level, kind, width] of [[L0, "shade", 1], ...contours, [L0, "edge", 1.6]]) {
+    const parts = [];
+    for (let i = 0; i < n; i++) for (let j = 0; j < n; j++) {
+      const corners = [grid(i, j), grid(i + 1, j), grid(i + 1, j + 1), grid(i, j + 1)];
+      const height = corners.map((corner) => L.loss(corner) - level), shape = [], cuts = [];
+      corners.forEach((corner, k) => {
+        const next = (k + 1) % 4, t = height[k] / (height[k] - height[next]);
+        if (height[k] <= 0) shape.push(corner);
+        if ((height[k] <= 0) === (height[next] <= 0)) return;
+        for (const list of [shape, cuts]) list.push(interpolate(corner, corners[next], t));
+      });
+      if (kind === "shade" && shape.length) parts.push(on.d(shape));
+      else for (let k = 0; k < cuts.length; k += 2) parts.push(on.d(cuts.slice(k, k + 2)));
+    }
+    const path = new Path2D(parts.join(""));
+    pen.fillStyle = pen.strokeStyle = style.getPropertyValue(`--dss-${kind}`);
+    pen.lineWidth = width;
+    if (kind === "shade") pen.fill(path);
+    pen.stroke(path); // of shaded squares too, which would leave gaps
   }
-  return `<path class="dss-${kind}" d="${parts.join("")}"/>`;
 }
 
 function drawLandscape(svg, L, { L0, ends }, { step, segments, open }) {
   const on = axes(svg, ...WINDOW, ["first parameter θ⁽¹⁾", "second parameter θ⁽²⁾"]);
-  const key = [L0, on.px(0), on.py(0)].join(), set = (v, kind) => levelSet(L, v, on, kind);
-  if (L.key !== key) { // level sets stay while points move
-    const contours = [0.1, 0.3, 1, 3, 10].map((v) => set(v, "contour")).join("");
-    Object.assign(L, { key, levels: set(L0, "shade") + contours + set(L0, "edge") });
-  }
+  paintLevels(svg.previousElementSibling, L, L0, on);
   const lines = segments.map((s) => on.path(kindOf(s), [s.left.theta, s.right.theta]));
   const beads = open.map((s) => (step === "insert" ? on.mark("dot", s.start)
     : step !== "descend" ? on.mark("star", interpolate(s.left.theta, s.right.theta, s.t_star))
@@ -179,7 +186,7 @@ function drawLandscape(svg, L, { L0, ends }, { step, segments, open }) {
   for (const s of segments) beads.push(on.mark("dot", s.left.theta), on.mark("dot", s.right.theta));
   const handles = ends.map((v, i) => on.mark("grip", v, `data-end="${i}"`)
     + on.text(["θ₁", "θ₂"][i], on.px(v[0]), on.py(v[1]) - 11, "name"));
-  svg.innerHTML = [L.levels, on.own, ...lines, ...beads, ...handles].join("");
+  svg.innerHTML = [on.own, ...lines, ...beads, ...handles].join("");
   return on;
 }
 
@@ -220,9 +227,8 @@ function start() {
     on = drawLandscape(svg, L, settings, state);
     drawGamma($("gamma"), L, settings, state);
     $("says").textContent = problem || says.replace(/\{(\w+)\}/g, (_, name) => blanks[name]);
-    for (const id of ["status", "n_beads", "normalized_length", "Gamma_tilde", "gradient_steps"]) {
+    for (const id of ["status", "n_beads", "normalized_length", "Gamma_tilde", "gradient_steps"])
       $(id).textContent = show(found[id] === "" ? "searching" : found[id]);
-    }
     $("string").innerHTML = found.networks.map((v, i) => {
       const s = state.segments[i], name = i === 0 ? "θ₁" : s ? i : "θ₂";
       const next = s?.gamma ? `${show(s.gamma_max)} ${s.is_high ? ">" : "≤"} L0` : s ? "-" : "";
@@ -230,10 +236,7 @@ function start() {
       return `<tr><th scope="row">${name}</th><td>${cells.join("</td><td>")}</td></tr>`;
     }).join("");
   }
-  function pause() {
-    timer = clearTimeout(timer); // undefined
-    $("run").textContent = "Run";
-  }
+  const pause = () => { timer = clearTimeout(timer); $("run").textContent = "Run"; };
   function reset() {
     pause();
     problem = "";
@@ -266,19 +269,15 @@ function start() {
   const chosen = () => ($("move2").checked ? 1 : 0);
   const choose = (i) => { $(`move${+i + 1}`).checked = true; };
   function place(theta) { // a point stays in the window
-    WINDOW.forEach(([low, high], k) => {
-      inputs[2 * chosen() + k].value = Math.min(high, Math.max(low, theta[k])).toFixed(2);
-    });
+    const [x, y] = WINDOW.map(([low, high], k) => Math.min(high, Math.max(low, theta[k])));
+    [x, y].forEach((v, k) => { inputs[2 * chosen() + k].value = v.toFixed(2); });
     reset();
   }
   const pointed = ({ clientX, clientY }, { left, top } = svg.getBoundingClientRect()) => place(
     [[clientX - left, on.px], [clientY - top, on.py]].map(([v, p]) => (v - p(0)) / (p(1) - p(0))));
   svg.onpointerdown = (e) => { if ((grabbed = e.target.dataset.end)) choose(grabbed); };
-  svg.onpointermove = (e) => {
-    if (!grabbed) return;
-    svg.setPointerCapture(e.pointerId); // before the picture is drawn anew
-    pointed(e);
-  };
+  // The pointer is captured before the picture is drawn anew.
+  svg.onpointermove = (e) => { if (grabbed) { svg.setPointerCapture(e.pointerId); pointed(e); } };
   svg.onpointerup = svg.onpointercancel = () => { grabbed = ""; };
   svg.onclick = (e) => e.target.dataset.end || pointed(e);
   svg.onkeydown = (e) => {
@@ -295,5 +294,6 @@ function start() {
   $("reset").onclick = reset;
   load();
   new ResizeObserver(report).observe(svg);
+  new MutationObserver(report).observe(document.documentElement, { attributes: true });
 }
 if (globalThis.document?.getElementById("dss-landscape")) start();

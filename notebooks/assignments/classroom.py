@@ -27,6 +27,8 @@ from traitlets.config import PyFileConfigLoader
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
 Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
+# nbgrader starts alembic by its name, wherever this Python was started from.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 

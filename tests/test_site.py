@@ -1,0 +1,161 @@
+"""The read-along page in a real browser, and its links, without one."""
+
+import functools
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urldefrag, urlsplit
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import ROOT
+from bs4 import BeautifulSoup
+
+import dss
+
+PAGES = sorted(
+    str(path.relative_to(ROOT / "notebooks").with_suffix(".html"))
+    for pattern in ("*.md", "*.ipynb", "assignments/*.md")
+    for path in (ROOT / "notebooks").glob(pattern)
+)
+pytestmark = pytest.mark.slow
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture(scope="module")
+def url(site):
+    """Address of the built site on this machine."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def soup_of(site, name):
+    return BeautifulSoup((site / name).read_text(), "html.parser")
+
+
+def test_every_link_and_anchor_resolves(site):
+    anchors = {}
+    for path in site.rglob("*.html"):
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        anchors[path] = soup, {tag["id"] for tag in soup.find_all(id=True)}
+    broken = []
+    for path, (soup, own) in anchors.items():
+        for tag in soup.find_all("a", href=True):
+            url, anchor = urldefrag(unquote(tag["href"]))
+            if urlsplit(url).scheme:
+                continue
+            target = (path.parent / url).resolve() if url else path
+            there = anchors.get(target, (None, set()))[1] if url else own
+            if not target.exists() or (anchor and anchor not in there):
+                broken.append(f"{path.relative_to(site)}: {tag['href']}")
+    assert len(anchors) > len(PAGES)
+    assert broken == []
+
+
+def test_nothing_is_asked_of_another_host(site):
+    for path in site.rglob("*.html"):
+        soup = BeautifulSoup(path.read_text(), "html.parser")
+        loaded = [tag.get("src") for tag in soup.find_all(src=True)]
+        loaded += [tag.get("href") for tag in soup.find_all("link", href=True)]
+        assert [url for url in loaded if urlsplit(url).netloc] == [], path.name
+
+
+def test_equations_have_the_numbers_of_the_paper(site):
+    soup = soup_of(site, "01_definitions.html")
+    for number in (1, 2, 3, 4):
+        (block,) = soup.find_all(id=f"eq-{number}")
+        assert f"\\tag{{{number}}}" in block.get_text()
+
+
+def test_the_module_is_documented_in_full(site):
+    soup = soup_of(site, "api.html")
+    assert [name for name in dss.__all__ if not soup.find(id=f"dss.{name}")] == []
+    (field,) = [t for t in soup.find(id="dss.t_star").parent.find_all("dt") if t.text == "Paper:"]
+    assert "Sec. II.A" in field.find_next("dd").text
+
+
+@pytest.mark.parametrize("size", ["quick", "paper"])
+def test_the_gallery_holds_every_figure_with_what_made_it(site, size):
+    soup = soup_of(site, "gallery.html")
+    manifest = json.loads((ROOT / f"figures/{size}/manifest.json").read_text())
+    text = soup.find("article").get_text()
+    for name, entry in manifest.items():
+        section = soup.find(id=f"fig-{name.removesuffix('.png')}".replace("_", "-"))
+        assert section, name
+        assert f"How it was made ({size})" in section.parent.get_text() or section.get_text()
+        assert entry["git_commit"][:12] in text and entry["sha256"][:16] in text
+
+
+def typeset(page):
+    """Wait until MathJax has done what there is to do."""
+    page.evaluate("() => window.MathJax && MathJax.startup && MathJax.startup.promise")
+
+
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_page(page, url, name, theme):
+    page.emulate_media(color_scheme=theme)
+    page.goto(f"{url}/{name}")
+    typeset(page)
+    left = "m => m.querySelector('mjx-container') ? [] : [m.textContent]"
+    assert page.evaluate(f"[...document.querySelectorAll('.math')].flatMap({left})") == []
+    assert page.evaluate("document.querySelectorAll('mjx-merror').length") == 0
+    images = page.evaluate("""[...document.querySelectorAll('article img')].map(i =>
+        [i.src, i.getAttribute('width'), i.getAttribute('height'), i.alt, i.naturalWidth])""")
+    for source, width, height, alt, natural in images:
+        assert width and height and natural, source
+        assert len(alt) > 20 and ".png" not in alt, source
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    assert page.evaluate("document.title")
+    # Colours alone differ between the two; preloading would look for imports in the wrong folder.
+    rules = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}[theme]
+    found = Axe().run(page, options={"preload": False} | rules)
+    assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_narrow_screens(page, url, name):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto(f"{url}/{name}")
+    typeset(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_a_reader_finds_equation_4_its_function_and_its_figure(page, site):
+    """From the disk, without a server."""
+    page.goto((site / "index.html").as_uri())
+    page.get_by_role("link", name="the map").click()
+    row = page.get_by_role("row").filter(has_text="Sec. II.B, Eq. (4)")
+    row.get_by_role("link", name="Eq. (4)").click()
+    assert page.url.endswith("01_definitions.html#eq-4")
+    typeset(page)
+    assert page.locator("#eq-4").is_visible()
+    page.go_back()
+    row.get_by_role("link", name="losses_along").click()
+    assert page.url.endswith("api.html#dss.losses_along")
+    page.go_back()
+    row.get_by_role("link", name="along the string").click()
+    assert "gallery.html" in page.url
+    page.locator("img[src*='01_definitions_along']").first.wait_for(state="visible")
+
+
+def test_search_finds_without_a_server(page, site):
+    page.goto((site / "search.html").as_uri() + "?q=Gamma_tilde")
+    page.wait_for_selector("ul.search li a")
+    assert page.locator("ul.search li a").count() >= 5
+
+
+def test_light_and_dark_by_hand(page, url):
+    page.goto(f"{url}/index.html")
+    for theme in ("dark", "light", "dark"):
+        page.get_by_role("button", name="Color mode").click()
+        page.get_by_role("button", name=theme.capitalize(), exact=True).click()
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"

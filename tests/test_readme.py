@@ -61,6 +61,23 @@ def test_the_commands_of_a_sweep(tmp_path):
     assert list((tmp_path / "report").glob("*/sweep_report_means.png"))
 
 
+@pytest.mark.slow
+def test_the_commands_of_a_course(tmp_path):
+    commands = re.findall(r"```sh\n(.*?)```", README.split("## Assignments")[1], re.DOTALL)[1]
+    commands = commands.replace("source .venv/bin/activate", "").replace("/tmp/", f"{tmp_path}/")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-e", "-c", commands],
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"ada +1_gamma +0/16", done.stdout)
+    assert (tmp_path / "course" / "grades.csv").exists()
+
+
 def test_every_linked_file_exists():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(links) >= 6

@@ -5,6 +5,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+FORWARDS = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
+
 
 def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
     """A copy of a network whose BatchNorm layers take their statistics from a fixed batch.
@@ -23,7 +25,9 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
         A network for `Task.from_module`.
 
     Raises:
-        ValueError: no layer is a BatchNorm, or x holds fewer than two samples.
+        TypeError: x is not a floating-point tensor.
+        ValueError: no layer is a BatchNorm, one has a forward of its own, or x holds fewer than two
+            samples.
 
     Differs: not in the paper, whose networks have no BatchNorm.
     """
@@ -36,45 +40,60 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
             layer.track_running_stats = False
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
         return module
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {kind}; a floating-point tensor of samples is needed")
     if len(x) < 2:
         raise ValueError(f"x holds {len(x)} samples; statistics need at least two")
-    replaced = {layer: _NormOfFirst(layer, len(x)) for layer in norms}
+    own = [type(m).__name__ for m in norms if type(m).forward not in FORWARDS]
+    if own:
+        raise ValueError(f"{own[0]} has a forward of its own; only PyTorch's BatchNorm is known")
+    rows = {"reference": len(x), "all": len(x)}
+    replaced = {layer: _NormOfReference(layer, rows) for layer in norms}
     for parent in list(module.modules()):
         for name, child in parent._modules.items():
             setattr(parent, name, replaced.get(child, child))
-    return _Beside(replaced.get(module, module), x)
+    return _Beside(replaced.get(module, module), x, rows)
 
 
-class _NormOfFirst(nn.Module):
-    """BatchNorm with the mean and variance of the first `n` samples of a batch."""
+class _NormOfReference(nn.Module):
+    """BatchNorm with the mean and variance of that part of a batch which `rows` says."""
 
-    def __init__(self, layer: nn.Module, n: int):
+    def __init__(self, layer: nn.Module, rows: dict[str, int]):
         super().__init__()
-        self.weight, self.bias, self.eps, self.n = layer.weight, layer.bias, layer.eps, n
+        self.weight, self.bias, self.eps, self.rows = layer.weight, layer.bias, layer.eps, rows
 
     def reset_parameters(self) -> None:
         if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        # A network may have folded another axis into the batch, a time say.
+        n, rest = divmod(len(x) * self.rows["reference"], self.rows["all"])
+        if rest:
+            raise ValueError(
+                f"a batch of {self.rows['all']} samples reaches BatchNorm as {len(x)} rows; a "
+                "multiple is needed to tell which belong to the reference"
+            )
         axes = [0, *range(2, x.dim())]
-        mean = x[: self.n].mean(axes, keepdim=True)
-        var = x[: self.n].var(axes, correction=0, keepdim=True)
+        mean = x[:n].mean(axes, keepdim=True)
+        var = x[:n].var(axes, correction=0, keepdim=True)
         x = (x - mean) * torch.rsqrt(var + self.eps)
-        if self.weight is None:
-            return x
         shape = -1, *[1] * (x.dim() - 2)
-        return x * self.weight.view(shape) + self.bias.view(shape)
+        x = x if self.weight is None else x * self.weight.view(shape)
+        return x if self.bias is None else x + self.bias.view(shape)
 
 
 class _Beside(nn.Module):
     """A network that sees a fixed batch before every batch, and answers for the latter."""
 
-    def __init__(self, module: nn.Module, x: Tensor):
+    def __init__(self, module: nn.Module, x: Tensor, rows: dict[str, int]):
         super().__init__()
-        self.module = module
+        self.module, self.rows = module, rows
         self.register_buffer("x", x)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.module(torch.cat([self.x, x]))[len(self.x) :]
+        self.rows["all"] = len(self.x) + len(x)
+        return self.module(torch.cat([self.x.to(x.dtype), x]))[len(self.x) :]

@@ -88,14 +88,19 @@ def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd
         `is_network`, which marks the ends of segments, each of them once.
 
     Raises:
-        TypeError, ValueError: as in `interpolated_loss`.
+        TypeError: as in `interpolated_loss`.
+        ValueError: as there; or no path, or one of fewer than two networks.
 
     Paper: Eq. (2), on every segment of Eq. (4).
     """
     import pandas as pd
 
+    if not paths:
+        raise ValueError("paths is empty; at least one path is needed")
     parts = []
     for name, thetas in paths.items():
+        if len(thetas) < 2:
+            raise ValueError(f"path {name!r} has {len(thetas)} networks; at least two are needed")
         position, gamma = (v.flatten().tolist() for v in losses_along(task, thetas, n_t))
         marks = [k % n_t == 0 or k == len(gamma) - 1 for k in range(len(gamma))]
         columns = {"path": name, "position": position, "loss": gamma, "is_network": marks}

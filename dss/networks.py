@@ -174,7 +174,9 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
     def visit(parent: nn.Module) -> None:
         for name, child in parent._modules.items():
             if child in seen:
-                child = copy.copy(child)
+                shell = child.__class__.__new__(child.__class__)  # copy.copy refuses some layers
+                shell.__dict__ = child.__dict__.copy()
+                child = shell
                 for own in ("_parameters", "_buffers", "_modules"):
                     child.__dict__[own] = child.__dict__[own].copy()
                 parent._modules[name] = child
@@ -318,7 +320,7 @@ def stacked_gradients(
     return values.detach(), gradient
 
 
-def check_module(module: nn.Module) -> None:
+def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
     """Refuse layers whose output is not a function of the interpolated parameters alone."""
     for name, layer in module.named_modules():
         where = f"layer {name!r} ({type(layer).__name__})"
@@ -327,6 +329,11 @@ def check_module(module: nn.Module) -> None:
                 f"{where} keeps running statistics, which do not belong to an interpolated model; "
                 "use dss.batch_statistics (BatchNorm), GroupNorm or LayerNorm, or set "
                 "track_running_stats=False"
+            )
+        if eval_chunk is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            raise ValueError(
+                f"{where} takes its statistics from the batch, which eval_chunk={eval_chunk} would "
+                "change; leave eval_chunk out, or use dss.batch_statistics(module, x)"
             )
         p = getattr(layer, "p", None) if isinstance(layer, nn.modules.dropout._DropoutNd) else 0.0
         if isinstance(layer, nn.RNNBase | nn.MultiheadAttention):
@@ -340,7 +347,7 @@ def check_module(module: nn.Module) -> None:
 
 def check_sample(
     module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str, descends: bool
-) -> int:
+) -> tuple[int, int]:
     """Run two samples, for errors while the cause is in sight.
 
     Args:
@@ -349,7 +356,8 @@ def check_sample(
         descends: whether the loss must have a gradient.
 
     Returns:
-        Values that one sample's activations hold in one network, input included.
+        Values that one sample's activations hold in one network, input included; and those that
+        a network holds whatever the sample (the reference of `batch_statistics`).
 
     Raises:
         TypeError, ValueError: as `Task.from_module` says.
@@ -364,7 +372,8 @@ def check_sample(
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            output, value = module(x[:64]), loss(module(x[:2]), y[:2])
+            output, n_many = module(x[:64]), sum(counts)
+            value = loss(module(x[:2]), y[:2])
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
@@ -384,13 +393,16 @@ def check_sample(
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
         raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
+    n_few = sum(counts) - n_many
     answers = [module(x[:64]) for _ in range(2)]
     if _is(output) and not all(torch.equal(output, again) for again in answers):
         raise ValueError(
             "the network answers differently to the same input (dropout in its forward?); call "
             "module.eval() first"
         )
-    return sum(counts) // (2 + len(x[:64])) + x[0].numel()
+    many, few = len(x[:64]), len(x[:2])
+    per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
+    return per_sample + x[0].numel(), max(0, n_few - few * per_sample)
 
 
 def can_be_stacked(module: nn.Module, x: Tensor) -> bool:

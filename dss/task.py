@@ -75,6 +75,7 @@ class Task:
     eval_chunk: int | None = None
     noise: Callable | None = field(default=None, repr=False)
     n_activations: int = field(default=1, repr=False)
+    n_fixed: int = field(default=0, repr=False)
     stacks: bool = field(default=True, repr=False)
     length_mask: Tensor | None = field(default=None, repr=False)
     memory: float | None = None
@@ -311,7 +312,7 @@ class Task:
         self, work: Callable[[slice], T], n: int, n_samples: int, dtype: torch.dtype
     ) -> list[T]:
         """`work` on groups of rows that run side by side; out of CUDA memory, on halves of them."""
-        per_network = n_samples * self.n_activations + self.n_params
+        per_network = n_samples * self.n_activations + self.n_fixed + self.n_params
         size = max(1, int(self.chunk_elements(dtype) / per_network)) if self.stacks else 1
         size = math.ceil(n / max(1, math.ceil(n / size)))  # of even sizes
         start, found = 0, []
@@ -359,11 +360,12 @@ class Task:
 
         Raises:
             TypeError: x or y has an integer dtype where floats are needed.
-            ValueError: BatchNorm running statistics, active dropout, an unknown loss, samples
-                that do not fit the network or each other, or no parameters.
+            ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
+                active dropout, an unknown loss, samples that do not fit the network or each other,
+                or no parameters.
         """
         module = with_layers_apart(module)
-        check_module(module)
+        check_module(module, eval_chunk)
         shapes = shapes_of(module)
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:
@@ -380,7 +382,7 @@ class Task:
             x, y = (v.to(dtype) if v.is_floating_point() else v for v in (x, y))
             splits[split] = (x, y)
             for function, descends in zip(functions, (True, False), strict=True):
-                n_activations = check_sample(module, function, x, y, split, descends)
+                n_activations, n_fixed = check_sample(module, function, x, y, split, descends)
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
@@ -395,6 +397,7 @@ class Task:
             batch_size=batch_size,
             eval_chunk=eval_chunk,
             n_activations=n_activations,
+            n_fixed=n_fixed,
             stacks=can_be_stacked(module, splits["train"][0]),
             dtype=dtype,
         ).to(first.device)

@@ -89,11 +89,68 @@ def test_a_task_measures_descends_and_draws_them(case, reference, seeded):
     assert dss.train_to(task, thetas[0], target, lr=1e-2, max_steps=500).reached.all()
 
 
+class Folding(nn.Module):
+    """Takes the inputs of a sample one by one: three rows of BatchNorm for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm1d(1), nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.last(self.norm(x.reshape(-1, 1)).reshape(-1, 3))
+
+
+def test_an_axis_that_is_folded_into_the_batch():
+    module = Folding().double()
+    over = dss.batch_statistics(module, X[:30])
+    expected = in_training_mode(module, X[:30])
+    torch.testing.assert_close(over(X[:30]), expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(over(X[4:6]), expected[4:6], rtol=1e-10, atol=1e-12)
+
+
+def test_the_size_of_chunks_changes_nothing():
+    """With a reference; without one chunks would have statistics of their own, and are refused."""
+    samples = (X[:20], Y[:20]), (X[20:], Y[20:])
+    over = dss.batch_statistics(dense().double(), X[:20])
+    whole = dss.Task.from_module(over, "mse", *samples)
+    parts = dss.Task.from_module(over, "mse", *samples, eval_chunk=3)
+    thetas = whole.init(3)
+    torch.testing.assert_close(parts.losses(thetas), whole.losses(thetas))
+    assert (whole.n_activations, whole.n_fixed) == (3 + 3 * 6 + 3 * 4 + 1, 20 * (3 * 6 + 3 * 4 + 1))
+    own = dss.batch_statistics(dense().double())
+    with pytest.raises(ValueError, match="layer '1' .BatchNorm1d. .* eval_chunk=3 would change"):
+        dss.Task.from_module(own, "mse", *samples, eval_chunk=3)
+
+
+@pytest.mark.parametrize("layer", [nn.BatchNorm1d(3, affine=False), nn.BatchNorm1d(3, bias=False)])
+def test_layers_without_weight_or_bias(layer):
+    module = layer.double()
+    torch.testing.assert_close(dss.batch_statistics(module, X)(X), in_training_mode(module, X))
+
+
+def test_another_precision_than_the_reference():
+    task = dss.Task.from_module(dss.batch_statistics(dense(), X.float()), "mse", (X, Y), (X, Y))
+    thetas = task.init(2)
+    wide = task.to(dtype=torch.float64).losses(thetas.double())
+    torch.testing.assert_close(wide.float(), task.losses(thetas), rtol=1e-4, atol=1e-6)
+
+
+class Own(nn.BatchNorm1d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="Linear has no BatchNorm layer"):
         dss.batch_statistics(nn.Linear(3, 1))
     with pytest.raises(ValueError, match="x holds 1 samples; statistics need at least two"):
         dss.batch_statistics(dense(), X[:1])
+    with pytest.raises(TypeError, match="x is list; a floating-point tensor"):
+        dss.batch_statistics(dense(), [[1.0, 2.0, 3.0]])
+    with pytest.raises(TypeError, match="x is torch.int64"):
+        dss.batch_statistics(dense(), X.long())
+    with pytest.raises(ValueError, match="Own has a forward of its own"):
+        dss.batch_statistics(nn.Sequential(nn.Linear(3, 3), Own(3)), X)
 
 
 def test_a_batchnorm_alone():

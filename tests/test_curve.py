@@ -131,3 +131,7 @@ def test_paths_as_one_table(ring):
     assert table[table.path == "line"].loss.tolist() == [0, 0.5625, 1, 0.5625, 0]
     gamma = dss.losses_along(ring, thetas, n_t=5)[1]
     assert table[table.path == "string"].loss.tolist() == gamma.flatten().tolist()
+    with pytest.raises(ValueError, match="paths is empty"):
+        dss.compare_paths(ring, {})
+    with pytest.raises(ValueError, match="path 'dot' has 1 networks"):
+        dss.compare_paths(ring, {"dot": thetas[:1]})

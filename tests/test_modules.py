@@ -96,6 +96,17 @@ def test_a_task_of_a_network_with_shared_layers(seeded):
     assert task.to(dtype=torch.float32).n_params == task.n_params
 
 
+def test_a_task_of_a_network_with_a_shared_parametrised_layer(seeded):
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    module, x = nn.Sequential(layer, nn.Tanh(), layer).double(), torch.ones(5, 3).double()
+    with torch.no_grad():
+        expected = nn.functional.mse_loss(module(x), x)
+    task = dss.Task.from_module(module, "mse", (x, x), (x, x))
+    theta = dss.flatten(module)
+    for n in (1, 2):
+        torch.testing.assert_close(task.losses(theta.expand(n, -1))[-1], expected)
+
+
 def test_linear_layers_act_on_the_last_axis_of_longer_inputs(seeded):
     module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(6, 5, 3, generator=seeded())

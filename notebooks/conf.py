@@ -74,23 +74,27 @@ class NumberedEquations(SphinxTransform):
 
 
 class EquationLinks(SphinxPostTransform):
-    """ "Eq. (4)", anywhere in prose or a docstring, leads to the equation in 01_definitions."""
+    """Where prose or a docstring names Eq. (4), or Eqs. (1) and (4), it leads to the equation."""
 
     default_priority = 900
     target = "01_definitions"
+    named = re.compile(r"(Eqs?\. \(\d\)(?:(?:, | and | to )\(\d\))*)")
+    apart = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.math)
 
     def run(self, **kwargs) -> None:
+        page = self.app.builder.get_relative_uri(self.env.docname, self.target)
         for text in list(self.document.findall(nodes.Text)):
-            inside = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.math)
-            parts = re.split(r"(Eqs?\. \(\d\))", text.astext())
-            if len(parts) == 1 or any(isinstance(p, inside) for p in ancestors(text)):
+            parts = self.named.split(text.astext())
+            if len(parts) == 1 or any(isinstance(node, self.apart) for node in ancestors(text)):
                 continue
-            page = self.app.builder.get_relative_uri(self.env.docname, self.target)
-            text.parent.replace(text, [
-                nodes.reference(part, part, internal=True, refuri=f"{page}#eq-{part[-2]}")
-                if part.startswith("Eq") else nodes.Text(part)
-                for part in parts
-            ])  # fmt: skip
+            pieces = [nodes.Text(parts[0])]
+            for names, rest in zip(parts[1::2], parts[2::2], strict=True):
+                for piece in re.split(r"((?:Eqs?\. )?\(\d\))", names):
+                    uri = f"{page}#eq-{piece[-2:-1]}"
+                    link = nodes.reference(piece, piece, internal=True, refuri=uri)
+                    pieces.append(link if piece.endswith(")") else nodes.Text(piece))
+                pieces.append(nodes.Text(rest))
+            text.parent.replace(text, pieces)
 
 
 class CellOutputs(SphinxPostTransform):
@@ -153,7 +157,8 @@ def _made_by(size: str, entry: dict) -> str:
     rows = {
         "parameters": parameters,
         "numbers": tables or "none",
-        "made": f"{entry['started'][:10]} in {entry['seconds']:.0f} s on {entry['cpu']}, "
+        "made": f"{entry['started'][:10]} in {entry['seconds']:.0f} s (of the last attempt, where a run "
+        f"went on after a stop) on {entry['cpu']}, "
         f"{entry['device']}, {entry['threads']} thread(s)",
         "with": f"`dss` {entry['dss']} at commit `{entry['git_commit'][:12]}`, "
         f"torch {entry['torch']}, Python {entry['python']}",

@@ -292,8 +292,8 @@ def test_L0_changes_the_picture_and_the_search(play):
 @pytest.mark.parametrize(
     "name, value, message",
     [
-        ("L0", "0", "L0 is 0; a number from 0.001 to 10 is needed."),
-        ("alpha", "1.5", "α is 1.5; a number from 0.01 to 1 is needed."),
+        ("L0", "0", "L0 is 0; a number from 0.01 to 10 is needed."),
+        ("alpha", "1.5", "α is 1.5; a number from 0.05 to 1 is needed."),
         ("max_depth", "9", "max depth is 9; a whole number from 0 to 8 is needed."),
         ("max_depth", "2.5", "max depth is 2.5; a whole number from 0 to 8 is needed."),
         ("x1", "7", "θ₁⁽¹⁾ is 7; a number from -2.4 to 2.4 is needed."),

@@ -88,7 +88,7 @@ def test_the_gallery_holds_every_figure_with_what_made_it(site, size):
     for name, entry in manifest.items():
         section = soup.find(id=f"fig-{name.removesuffix('.png')}".replace("_", "-"))
         assert section, name
-        assert f"How it was made ({size})" in section.parent.get_text() or section.get_text()
+        assert f"How it was made ({size})" in section.get_text(), name
         assert entry["git_commit"][:12] in text and entry["sha256"][:16] in text
 
 

@@ -36,7 +36,7 @@ torture: env
 	$(BIN)/python tests/torture.py
 
 lab: env
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/notebooks
 
 # The read-along page from the committed notebooks, without running them: build/site/index.html
 site: env

@@ -53,7 +53,7 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
 
 
 def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Tensor]:
-    """The loss along a whole string, against arc length.
+    """The loss along a whole string, against arc length; its largest value is Gamma_tilde.
 
     Args:
         task: gives the metric, measured on the whole evaluation set.

@@ -25,7 +25,7 @@ author = "the authors of the companion"
 copyright = "the authors of the companion, MIT licence"
 version = release = dss.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns = ["assignments/source", "params", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
@@ -157,9 +157,9 @@ def _made_by(size: str, entry: dict) -> str:
     rows = {
         "parameters": parameters,
         "numbers": tables or "none",
-        "made": f"{entry['started'][:10]} in {entry['seconds']:.0f} s (of the last attempt, where a run "
-        f"went on after a stop) on {entry['cpu']}, "
-        f"{entry['device']}, {entry['threads']} thread(s)",
+        "made": f"{entry['started'][:10]} on {entry['cpu']}, {entry['device']}, "
+        f"{entry['threads']} thread(s), in {entry['seconds']:.0f} s (of the last attempt, where a "
+        "stopped run went on)",
         "with": f"`dss` {entry['dss']} at commit `{entry['git_commit'][:12]}`, "
         f"torch {entry['torch']}, Python {entry['python']}",
         "sha256": f"`{entry['sha256'][:16]}…`, of the lock `{entry['lock_sha256'][:16]}…`",

@@ -64,7 +64,7 @@ def test_the_commands_of_a_sweep(tmp_path):
 @pytest.mark.slow
 def test_the_commands_of_a_course(tmp_path):
     commands = re.findall(r"```sh\n(.*?)```", README.split("## Assignments")[1], re.DOTALL)[1]
-    commands = commands.replace("source .venv/bin/activate", "").replace("/tmp/", f"{tmp_path}/")
+    commands = commands.replace("source .venv/bin/activate", "").replace("courses/", f"{tmp_path}/")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-e", "-c", commands],
@@ -75,7 +75,7 @@ def test_the_commands_of_a_course(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"ada +1_gamma +0/16", done.stdout)
-    assert (tmp_path / "course" / "grades.csv").exists()
+    assert (tmp_path / "g7" / "grades.csv").exists()
 
 
 def test_every_linked_file_exists():

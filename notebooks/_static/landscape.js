@@ -263,7 +263,7 @@ function start() {
   }
   function load() {
     L = LANDSCAPES[$("choice").value];
-    [...L.ends.flat(), L.L0].forEach((v, k) => { inputs[k].value = v; });
+    [...L.ends.flat(), L.L0, 0.5, 8].forEach((v, k) => { inputs[k].value = v; });
     reset();
   }
   const chosen = () => ($("move2").checked ? 1 : 0);

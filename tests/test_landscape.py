@@ -278,6 +278,13 @@ def test_the_picture_follows_the_theme(play, theme):
     assert shaded(play) > 0.05
 
 
+def test_choosing_a_landscape_sets_everything_back(play):
+    fill(play, L0=3, alpha=1, max_depth=1, x1=0)
+    play.select_option("#dss-choice", "unit")
+    values = [float(play.input_value(f"#dss-{name}")) for name in ("L0", "alpha", "max_depth")]
+    assert values == [0.3, 0.5, 8] and point(play, 0) == UNIT[0]
+
+
 def test_L0_changes_the_picture_and_the_search(play):
     small = shaded(play)
     play.click("#dss-step")

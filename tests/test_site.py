@@ -18,6 +18,7 @@ PAGES = sorted(
     for pattern in ("*.md", "*.ipynb", "assignments/*.md")
     for path in (ROOT / "notebooks").glob(pattern)
 )
+PAGES += ["genindex.html", "search.html"]
 pytestmark = pytest.mark.slow
 
 

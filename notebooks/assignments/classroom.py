@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 import warnings
+from collections import Counter
 from multiprocessing import connection
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,11 @@ import nbformat
 import pandas as pd
 import typer
 from nbclient import NotebookClient
+from nbgrader import preprocessors
 from nbgrader.apps import NbGraderAPI
+from nbgrader.converters import Autograde
 from samples import SAMPLES, differences, grade_id, read, submit, write
-from sqlalchemy.exc import SAWarning
+from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from traitlets.config import PyFileConfigLoader
 
 HERE = Path(__file__).resolve().parent
@@ -29,6 +32,8 @@ NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir(
 Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
 # nbgrader starts alembic by its name, wherever this Python was started from.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+# Characters that are kept of what a cell writes, in each of its streams and of its figures.
+MAX_OUTPUT = 2_000_000
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -109,11 +114,11 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
         for path in sorted((out / "submitted" / student).glob("*"))
         if path.name not in NAMES and not path.name.startswith(".")
     ]
-    ends = {pair: prepare(out, *pair) for pair in pairs}
-    todo = [pair for pair in pairs if ends[pair][0] == "graded"]
+    ends = dict.fromkeys(pairs, ("not submitted", ""))
+    todo = [pair for pair in pairs if out.joinpath("submitted", *pair).exists()]
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
-    ends |= apart(jobs, {pair: (autograde, out, *pair) for pair in todo}, out)
+    ends |= apart(jobs, {pair: (anew, out, *pair) for pair in todo}, out)
     rows = [result(out, *pair, *ends[pair]) for pair in pairs]
     note = "no folder of a student, or no assignment of this course"
     rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
@@ -124,6 +129,16 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     return table
 
 
+def anew(out: Path, student: str, name: str) -> tuple[str, str]:
+    """Grade one submission.  Only now are its old points taken away: should the grading of a class
+    be interrupted, all that was not reached yet keeps what it had."""
+    try:
+        status, note = prepare(out, student, name)
+    except SQLAlchemyError as error:
+        return "not graded", f"{type(error).__name__}: {error}".splitlines()[0][:100]
+    return autograde(out, student, name) if status == "graded" else (status, note)
+
+
 def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
     """Enter a 0 for everything, which grading then overwrites; say whether there is what to grade.
 
@@ -131,8 +146,6 @@ def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
     of it stays 0.  Points given by hand stay.
     """
     folder = out / "submitted" / student / name
-    if not folder.exists():
-        return "not submitted", ""
     warnings.simplefilter("ignore", SAWarning)  # nbgrader's own
     with course(out).gradebook as gradebook:
         gradebook.update_or_create_student(student)
@@ -190,6 +203,41 @@ def check_kernel() -> tuple[str, str]:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
     return "graded", ""
+
+
+class Execute(preprocessors.Execute):
+    """nbgrader's, but outputs are cut as they arrive: its LimitOutput counts lines, and a single
+    line of hundreds of megabytes would be carried through all that follows."""
+
+    def preprocess(self, *arguments, **options):
+        self.said = Counter()
+        return super().preprocess(*arguments, **options)
+
+    def process_message(self, msg, cell, cell_index):
+        kind, content = msg["msg_type"], msg["content"]
+        if kind in ("stream", "display_data", "execute_result", "update_display_data", "error"):
+            key = cell_index, kind, content.get("name")
+            if self.said[key] >= MAX_OUTPUT:  # the first of each kind is kept: it may cost points
+                return None
+            content, size = cut(kind, content, MAX_OUTPUT - self.said[key])
+            self.said[key] += size
+            msg = msg | {"content": content}
+        return super().process_message(msg, cell, cell_index)
+
+
+def cut(kind: str, content: dict, room: int) -> tuple[dict, int]:
+    """A message of the kernel with at most about `room` characters; and the size it had."""
+    if kind == "stream":
+        text = content["text"]
+        short = text if len(text) <= room else text[:room] + " ... cut ..."
+        return content | {"text": short}, len(text)
+    if kind == "error":  # its name stays: nbgrader looks for it
+        lines = [line[:10_000] for line in content["traceback"][:1000]]
+        size = sum(map(len, lines))
+        return content | {"evalue": content["evalue"][:10_000], "traceback": lines}, size
+    sizes = {form: len(str(value)) for form, value in content["data"].items()}
+    kept = {form: value for form, value in content["data"].items() if sizes[form] <= room}
+    return content | {"data": kept or {"text/plain": "... cut ..."}}, sum(sizes.values())
 
 
 def autograde(out: Path, student: str, name: str) -> tuple[str, str]:
@@ -258,6 +306,9 @@ def course(out: Path) -> NbGraderAPI:
     """nbgrader in the folder of the course, with the settings there."""
     config = PyFileConfigLoader("nbgrader_config.py", path=str(out)).load_config()
     config.CourseDirectory.root = str(out.resolve())
+    steps = Autograde.class_traits()["autograde_preprocessors"].default()
+    ours = [Execute if step is preprocessors.Execute else step for step in steps]
+    config.Autograde.autograde_preprocessors = ours
     return NbGraderAPI(config=config)
 
 

@@ -86,6 +86,13 @@ SAMPLES = [
     ),
     wrong("1_gamma", "min-for-max", "height", ("gamma.max()", "gamma.min()")),
     wrong(
+        "1_gamma",
+        "dots-without-L0",
+        "draw",
+        ('axes.plot(t, gamma, "o-", markersize=3,', "axes.scatter(t, gamma,"),
+        ('    axes.axhline(L0, color="black", linestyle="--", label="$L_0$")\n', ""),
+    ),
+    wrong(
         "2_bead",
         "lowest-point",
         "t_star",
@@ -105,6 +112,13 @@ SAMPLES = [
         ("start.clone()", "start"),
         ("theta = theta - lr * gradients[0]", "theta -= lr * gradients[0]"),
     ),
+    wrong(
+        "2_bead",
+        "last-step-untested",
+        "train_bead",
+        ("range(max_steps + 1)", "range(max_steps)"),
+    ),
+    wrong("2_bead", "tests-the-middle", "segments", (".max() <= L0", "[n_t // 2] <= L0")),
     wrong("2_bead", "tests-the-lowest", "segments", (".max() <= L0", ".min() <= L0")),
     wrong(
         "3_string",
@@ -113,6 +127,22 @@ SAMPLES = [
         (
             "train_bead(task, start, alpha * L0, generator)",
             "train_bead(task, start, L0, generator)",
+        ),
+    ),
+    wrong(
+        "3_string",
+        "always-half-way",
+        "find_string",
+        ("dss.t_star(task, theta_1, theta_2)", "0.5"),
+    ),
+    wrong(
+        "3_string",
+        "gives-up-early",
+        "find_string",
+        (
+            "    right, right_low",
+            "    if not left_low:\n        return torch.cat([left, theta_2[None]]), False\n"
+            "    right, right_low",
         ),
     ),
     wrong(
@@ -147,6 +177,13 @@ SAMPLES = [
         ("float(length / (thetas[-1] - thetas[0]).norm())", "float(length)"),
     ),
     wrong("3_string", "ends-are-beads", "measure", ("len(thetas) - 2", "len(thetas)")),
+    wrong(
+        "3_string",
+        "one-generator",
+        "experiment",
+        ("def search(", "own = torch.Generator().manual_seed(group)\n\n\ndef search("),
+        ("alpha, d, torch.Generator().manual_seed(group))", "alpha, d, own)"),
+    ),
     wrong("3_string", "disconnected", "verdict", ('else "not found"', 'else "disconnected"')),
     wrong("4_study", "two-values", "choose", ("[0.5, 0.8, 0.95]", "[0.5, 0.95]")),
     wrong(
@@ -161,6 +198,13 @@ SAMPLES = [
         "run",
         ("generator = torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)"),
         ("n_pairs, generator, **options", "n_pairs, **options"),
+    ),
+    wrong(
+        "4_study",
+        "one-generator-for-all",
+        "run",
+        ("    tables = []", "    tables, generator = [], torch.Generator().manual_seed(seed)"),
+        ("        generator = torch.Generator().manual_seed(seed)\n", ""),
     ),
     wrong(
         "4_study",

@@ -52,7 +52,8 @@ def test_anatomy(name):
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert len(code) <= 20
     assert len(notebook.cells) - len(code) >= len(code)
-    assert max(cell.source.count("\n") + 1 for cell in code) <= 25
+    shown = [cell.source.partition("### BEGIN HIDDEN TESTS")[0] for cell in code]
+    assert max(len(text.splitlines()) for text in shown) <= 25
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not [c for c in notebook.cells if {"papermill", "execution"} & set(c.metadata)]
     assert notebook.metadata.kernelspec.name == "python3"
@@ -81,18 +82,31 @@ def test_figures_have_an_alternative_text(name):
             assert len(cell.metadata.mystnb.image.alt) > 40
 
 
-def failures(name, group):
-    """Cells of a source notebook that raise, for a group; run here, without a kernel."""
+def failures(name, group, replace=(), last=None):
+    """Cells of a source notebook that raise, for a group; run here, without a kernel.
+
+    Args:
+        name: of the assignment.
+        group: the student group.
+        replace: `(cell, old, new)`, as often as needed: what is replaced in a solution.
+        last: the cell after which no more are run.
+    """
     found, variables = [], {"__name__": "__main__"}
     matplotlib.use("Agg")
     for cell in source(name).cells:
         if cell.cell_type == "code":
             code = cell.source.replace("group: int = 0", f"group: int = {group}")
+            for where, old, new in replace:
+                if where == samples.grade_id(cell):
+                    assert code.count(old) == 1, old
+                    code = code.replace(old, new)
             try:
                 with contextlib.redirect_stdout(io.StringIO()):
                     exec(code, variables)
             except Exception as error:
                 found.append((samples.grade_id(cell), repr(error)))
+        if samples.grade_id(cell) == last:
+            break
     matplotlib.pyplot.close("all")
     assert variables["group"] == group
     return found
@@ -103,6 +117,251 @@ def failures(name, group):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_solution_passes_for_other_groups(name, group):
     assert failures(name, group) == []
+
+
+# Wrong and right answers, beside those of the samples
+
+
+def solution(name, cell):
+    """What students have to write in a cell."""
+    (found,) = [c.source for c in source(name).cells if samples.grade_id(c) == cell]
+    return found.split("### BEGIN SOLUTION\n")[1].split("### END SOLUTION")[0].rstrip(" ")
+
+
+BODY = {
+    cell: solution(name, cell)
+    for name, cell in [
+        ("1_gamma", "interpolate"),
+        ("1_gamma", "gamma"),
+        ("1_gamma", "draw"),
+        ("2_bead", "train_bead"),
+        ("2_bead", "t_star"),
+        ("2_bead", "segments"),
+        ("3_string", "find_string"),
+        ("3_string", "Gamma_tilde"),
+        ("3_string", "experiment"),
+        ("4_study", "run"),
+    ]
+}
+LEVEL_BY_LEVEL = """
+    thetas, dead, ok = [theta_1, theta_2], [False], False
+    for depth in range(max_depth + 1):
+        low = [bool(dss.interpolated_loss(task, *p).max() <= L0) for p in zip(thetas, thetas[1:])]
+        ok = all(low)
+        if ok or depth == max_depth:
+            break
+        grown, states = [thetas[0]], []
+        for k, (a, b) in enumerate(zip(thetas, thetas[1:])):
+            bead = None
+            if not low[k] and not dead[k]:
+                gamma = dss.interpolated_loss(task, a, b, 33)
+                start = dss.interpolate(a, b, gamma.argmax() / 32)
+                bead = train_bead(task, start, target=alpha * L0, generator=generator)
+            grown += [b] if bead is None else [bead, b]
+            states += [not low[k]] if bead is None else [False, False]
+        thetas, dead = grown, states
+    return torch.stack(thetas), ok
+"""
+REFINED = """
+    largest = 0.0
+    for a, b in zip(thetas, thetas[1:]):
+        top = dss.interpolate(a, b, dss.t_star(task, a, b, n_t))
+        largest = max(largest, float(task.losses(top[None])[0]))
+    return largest
+"""
+LOOP = """
+    theta = torch.zeros(len(theta_1))
+    for i in range(len(theta_1)):
+        theta[i] = theta_1[i] * (1 - t) + theta_2[i] * t
+    return theta
+"""
+LISTED = "    return torch.tensor([float(a * (1 - t) + b * t) for a, b in zip(theta_1, theta_2)])\n"
+DOTS = """
+    axes = plt.figure().add_subplot()
+    axes.scatter(t, gamma)
+    LINE
+    axes.set(xlabel="t", ylabel="loss")
+    return axes
+"""
+RING = "ring_connected, ring_Gamma_tilde = search(ring, ring_ends)"
+LITERAL = """ring_connected = [False] * 3 + [True] * 4
+ring_Gamma_tilde = [9.0 * L0] * 3 + [0.9 * L0] * 4
+unit_connected, unit_Gamma_tilde = [False] * 7, [2.0] * 6 + [1.0]
+"""
+HALF = "right, right_low = find_string(task, bead, theta_2, *rest)"
+
+FIND_STRINGS = """
+    settings = {"alpha": alpha, "max_depth": max_depth, "optimizer": "sgd", "lr": 0.01}
+    (s,) = f(task, theta_1[None], theta_2[None], L0, generator=generator, **settings)
+    return s.thetas, s.connected
+
+
+from dss.sampling import find_strings as f
+"""
+TRAIN_TO = """
+    done = f(task, start, alpha * L0, "sgd", lr, max_steps=max_steps, check_every=1)
+    return done.thetas[0] if done.reached[0] else None
+
+
+from dss.train import train_to as f
+"""
+LOSSES_ALONG = """
+    return f(task, torch.stack([theta_1, theta_2]), n_t)[1][0]
+
+
+from dss import losses_along as f
+"""
+LINE = "theta_1 * (1 - t) + theta_2 * t"
+L0_LINE = 'axes.axhline(L0, color="black", linestyle="--", label="$L_0$")'
+LOW = """    if dss.interpolated_loss(task, theta_1, theta_2).max() <= L0:
+        return line, True
+    if max_depth == 0:
+        return line, False
+"""
+DEPTH_FIRST = """    if max_depth == 0:
+        return line, dss.interpolated_loss(task, theta_1, theta_2).max() <= L0
+"""
+GIVE_UP = """if not left_low:
+        return torch.cat([left, theta_2[None]]), False
+    """
+DEEPER = "theta_2, L0, alpha, min(max_depth, 6 if left_low else 2), generator)"
+FIRST_DROPPED = "*((thetas[1:-1], thetas[2:]) if len(thetas) > 2 else thetas[:, None])"
+LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, None])"
+FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))
+ONE_GROUP, ONE_SEED = BODY["experiment"].replace(FRESH, "own"), BODY["run"].replace(SEEDED, "own")
+
+# By name: the cell, and what is replaced in its solution; each loses the check of that cell.
+WRONG = {
+    "dss.theta": ("interpolate", LINE, "dss.theta.interpolate(theta_1, theta_2, t)"),
+    "alias": (
+        "interpolate",
+        BODY["interpolate"],
+        "    return f(theta_1, theta_2, t)\n\n\nfrom dss import interpolate as f\n",
+    ),
+    "dss.curve": (
+        "gamma",
+        BODY["gamma"],
+        "    return dss.curve.interpolated_loss(task, theta_1, theta_2, n_t)\n",
+    ),
+    "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG),
+    "dots without L0": ("draw", BODY["draw"], DOTS.replace("LINE", "")),
+    "line without L0": ("draw", L0_LINE, ""),
+    "steep L0": ("draw", "axes.axhline(L0,", "axes.axvline(L0,"),
+    "dss.curve.t_star": (
+        "t_star",
+        BODY["t_star"],
+        '    return float(dss.curve.t_star(task, theta_1, theta_2, n_t, "grid"))\n',
+    ),
+    "last step untested": ("train_bead", "range(max_steps + 1)", "range(max_steps)"),
+    "ten times the steps": (
+        "train_bead",
+        "theta = start.clone()",
+        "theta, max_steps = start.clone(), 10 * max_steps",
+    ),
+    "one step more": (
+        "train_bead",
+        "theta = start.clone()",
+        "theta, max_steps = start.clone(), max_steps + 1",
+    ),
+    "below alpha L0": ("train_bead", "<= alpha * L0", "< alpha * L0"),
+    "train_to": ("train_bead", BODY["train_bead"], TRAIN_TO),
+    "middle of segments": ("segments", ".max() <= L0", "[n_t // 2] <= L0"),
+    "five points": ("segments", "*pair, n_t", "*pair, 5"),
+    "two segments": ("segments", "for pair in pairs]", "for pair in list(pairs)[:2]]"),
+    "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5"),
+    "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star("),
+    "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0"),
+    "gives up on the right": ("find_string", HALF, GIVE_UP + HALF),
+    "gives up on the left": (
+        "find_string",
+        HALF,
+        HALF + "\n    if not right_low:\n        left = torch.stack([theta_1, bead])",
+    ),
+    "low segments too": ("find_string", LOW, DEPTH_FIRST),
+    "None is a bead": ("find_string", "    if bead is None:\n        return line, False\n", ""),
+    "start for a failure": (
+        "find_string",
+        "        return line, False\n    rest",
+        "        bead = start\n    rest",
+    ),
+    "depth of the right": ("find_string", "theta_2, *rest)", DEEPER),
+    "one level more": ("find_string", "if max_depth == 0", "if max_depth == -1"),
+    "segments to alpha L0": ("find_string", ".max() <= L0", ".max() <= alpha * L0"),
+    "left half only says": ("find_string", "left_low and right_low", "left_low"),
+    "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS),
+    "first segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", FIRST_DROPPED),
+    "last segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", LAST_DROPPED),
+    "literal lists": ("experiment", BODY["experiment"], LITERAL),
+    "one generator": ("experiment", BODY["experiment"], f"own = {FRESH}\n{ONE_GROUP}"),
+    "alpha = 1": ("experiment", "L0, alpha, d", "L0, 1.0, d"),
+    "another seed": ("experiment", "manual_seed(group)", "manual_seed(group + 1)"),
+    "another L0": ("experiment", "L0, alpha, d", "0.8 * L0, alpha, d"),
+    "rounded": (
+        "experiment",
+        RING,
+        RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
+    ),
+    "one generator for all values": ("run", BODY["run"], f"    own = {SEEDED}\n{ONE_SEED}"),
+}
+
+# Answers that are as good as the reference; each keeps all checks.
+RIGHT = {
+    "loop": ("interpolate", BODY["interpolate"], LOOP),
+    "list": ("interpolate", BODY["interpolate"], LISTED),
+    "lerp": ("interpolate", BODY["interpolate"], "    return torch.lerp(theta_1, theta_2, t)\n"),
+    "array": ("gamma", BODY["gamma"], BODY["gamma"].rstrip() + ".numpy()\n"),
+    "list of floats": ("gamma", BODY["gamma"], BODY["gamma"].rstrip() + ".tolist()\n"),
+    "list of tensors": (
+        "gamma",
+        "task.losses(dss.interpolate(theta_1, theta_2, t))",
+        "[task.losses(dss.interpolate(theta_1, theta_2, v)[None])[0] for v in t]",
+    ),
+    "dots": ("draw", BODY["draw"], DOTS.replace("LINE", "axes.hlines(L0, 0, 1)")),
+    "dots and a line": ("draw", BODY["draw"], DOTS.replace("LINE", "axes.plot(t, [L0] * len(t))")),
+    "loss of gradients": (
+        "train_bead",
+        "task.losses(theta[None])[0]",
+        "task.gradients(theta[None])[0][0]",
+    ),
+    "all at once": (
+        "segments",
+        BODY["segments"],
+        "    return (dss.losses_along(task, thetas, n_t)[1].amax(dim=1) <= L0).tolist()\n",
+    ),
+    "level by level": ("find_string", BODY["find_string"], LEVEL_BY_LEVEL),
+    "t* of the grid": (
+        "find_string",
+        "dss.t_star(task, theta_1, theta_2)",
+        'dss.t_star(task, theta_1, theta_2, 33, "grid")',
+    ),
+    "refined maxima": ("Gamma_tilde", BODY["Gamma_tilde"], REFINED),
+}
+CHECKS = [(samples.grade_id(cell), name) for name in NAMES for cell in source(name).cells]
+LONG = "x" * 10**6
+ASSIGNMENT = {c[:-6]: name for c, name in reversed(CHECKS) if c.endswith("-check")}
+GROUPS = [pytest.param(group, marks=[slow] if group else []) for group in (0, 7, 42, 99)]
+
+
+def answers(table):
+    """A parameter for each; those of 4_study take half a minute."""
+    is_slow = {name for name, (cell, *_) in table.items() if ASSIGNMENT[cell] == "4_study"}
+    return [pytest.param(name, marks=[slow] if name in is_slow else []) for name in table]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("answer", answers(WRONG))
+def test_a_wrong_answer_loses_its_check(answer, group):
+    cell, *_ = WRONG[answer]
+    lost = dict(failures(ASSIGNMENT[cell], group, [WRONG[answer]], last=f"{cell}-check"))
+    assert f"{cell}-check" in lost and cell not in lost
+    assert "NameError" not in lost[f"{cell}-check"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("answer", RIGHT)
+def test_a_right_answer_loses_nothing(answer, group):
+    cell, *_ = RIGHT[answer]
+    assert failures(ASSIGNMENT[cell], group, [RIGHT[answer]]) == []
 
 
 # What is released
@@ -164,6 +423,49 @@ def test_demonstrate_removes_no_folder_of_others(tmp_path):
     done = CliRunner().invoke(classroom.app, ["demonstrate", str(tmp_path)])
     assert done.exit_code == 2
     assert (tmp_path / "thesis.txt").exists()
+
+
+def test_points_are_taken_away_only_when_a_submission_is_graded(tmp_path, monkeypatch):
+    def telling(step):
+        def call(out, student, name):
+            with (out / "order.txt").open("a") as file:
+                file.write(f"{step} {student}\n")
+            return "graded", ""
+
+        return call
+
+    def row_of(student, name, status, note):
+        return {"student": student, "assignment": name, "status": status}
+
+    for name in ("nbgrader_config.py", "gradebook.db", "release"):
+        (tmp_path / name).touch()
+    for student in ("ada", "bob"):
+        (tmp_path / "submitted" / student / "2_bead").mkdir(parents=True)
+    for step in ("prepare", "autograde"):
+        monkeypatch.setattr(classroom, step, telling(step))
+    monkeypatch.setattr(classroom, "check_kernel", lambda: ("graded", ""))
+    monkeypatch.setattr(classroom, "result", lambda out, *row: row_of(*row))
+    monkeypatch.setattr(classroom.resource, "setrlimit", lambda *_: None)
+    classroom.grades(tmp_path)
+    steps = (tmp_path / "order.txt").read_text().splitlines()
+    assert steps == ["prepare ada", "autograde ada", "prepare bob", "autograde bob"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("stream", {"name": "stdout", "text": LONG}),
+        ("display_data", {"data": {"image/png": LONG, "text/plain": "figure"}, "metadata": {}}),
+        ("execute_result", {"data": {"text/plain": LONG}, "metadata": {}}),
+        ("error", {"ename": "ValueError", "evalue": LONG, "traceback": [LONG] * 3}),
+    ],
+)
+def test_long_outputs_are_cut(kind, content):
+    short, size = classroom.cut(kind, content, 1000)
+    assert len(str(short)) < 50_000 and size > 1000
+    assert short.keys() == content.keys() and short.get("ename") == content.get("ename")
+    short, size = classroom.cut(kind, content, 2 * 10**6)
+    assert short == content or kind == "error"
 
 
 # The demonstration
@@ -278,6 +580,10 @@ def graded(released):
     (cell,) = [c for c in hungry.cells if samples.grade_id(c) == "t_star"]
     cell.source = "ballast = bytearray(100 * 2**30)\n\n\n" + cell.source
     put("hungry", hungry)
+    chatty = solved(released)
+    (cell,) = [c for c in chatty.cells if samples.grade_id(c) == "t_star"]
+    cell.source = "print('x' * 100_000_000)\n\n\n" + cell.source
+    put("chatty", chatty)
     put("repaired", release_of(released, "2_bead"))
     put("damaged", release_of(released, "2_bead"))
     (submitted / "damaged/2_bead/2_bead.ipynb").write_text('{"cells": [')
@@ -314,6 +620,14 @@ def test_deleted_checks_are_named(graded):
 def test_a_notebook_that_takes_all_memory_loses_one_cell(graded):
     row = graded[2][0].loc[("hungry", "2_bead")]
     assert (row.status, row.lost) == ("graded", "t_star-check -4")
+
+
+@slow
+def test_a_line_of_100_megabytes_is_cut(graded, released):
+    row = graded[2][0].loc[("chatty", "2_bead")]
+    assert (row.status, row.checks) == ("graded", 14)
+    copy = released / "autograded" / "chatty" / "2_bead" / "2_bead.ipynb"
+    assert copy.stat().st_size < 3_000_000
 
 
 @slow

@@ -634,6 +634,7 @@ def test_a_line_of_100_megabytes_is_cut(graded, released):
 def test_nothing_that_was_handed_in_is_lost(graded):
     first, _, (table, _) = graded
     assert first.returncode == 0, first.stderr
+    assert "Warning" not in first.stderr
     status = {student: row.status for (student, name), row in table.iterrows() if name == "2_bead"}
     assert status["damaged"] == "unreadable"
     assert status["renamed"] == "no notebook"

@@ -25,6 +25,7 @@ from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
 from samples import SAMPLES, differences, grade_id, read, submit, write
 from sqlalchemy.exc import SAWarning, SQLAlchemyError
+from tqdm import tqdm
 from traitlets.config import PyFileConfigLoader
 
 HERE = Path(__file__).resolve().parent
@@ -120,7 +121,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
     ends |= apart(jobs, {pair: (anew, out, *pair) for pair in todo}, out)
     rows = [result(out, *pair, *ends[pair]) for pair in pairs]
-    note = "no folder of a student, or no assignment of this course"
+    note = "submitted/<student>/<assignment>/<assignment>.ipynb is expected"
     rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
     if not rows:
         fail(f"{out / 'submitted'} is empty; <student>/<assignment>/<assignment>.ipynb is expected")
@@ -169,6 +170,7 @@ def apart(jobs: int, calls: dict, out: Path) -> dict:
     """Make each call in a process of its own, `jobs` at a time, with a log in OUT/logs."""
     fork = multiprocessing.get_context("fork")  # importing nbgrader anew takes 4 s
     waiting, running, ends = list(calls), {}, {}
+    bar = tqdm(total=len(calls), desc="grading", unit="submission", disable=len(calls) < 2)
     while waiting or running:
         while waiting and len(running) < jobs:
             key = waiting.pop(0)
@@ -186,6 +188,8 @@ def apart(jobs: int, calls: dict, out: Path) -> dict:
                 ends[key] = receive.recv()
             except EOFError:
                 ends[key] = "crashed", f"the process that graded it ended with {process.exitcode}"
+            bar.update()
+    bar.close()
     return ends
 
 
@@ -291,11 +295,13 @@ def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
 def show(table: pd.DataFrame) -> str:
     """The table as text; those who handed nothing in are counted at its end."""
     rows = [("student", "assignment", "checks", "by hand", "lost, and what else there is to say")]
-    for row in table[table.status != "not submitted"].fillna("").to_dict("records"):
-        said = [row["lost"], row["status"] if row["status"] != "graded" else "", row["note"]]
+    handed_in = table[table.status != "not submitted"].astype(object)
+    for row in handed_in.where(handed_in.notna(), "").to_dict("records"):
+        said = [row["status"] if row["status"] != "graded" else "", row["note"], row["lost"]]
         for name in ("timed_out", "deleted", "waits"):
             said.append(row[name] and f"{name.replace('_', ' ')}: {row[name]}")
-        points = [f"{row[n]}/{row[n + '_max']}".replace(".0", "") for n in ("checks", "by_hand")]
+        kinds = ("checks", "by_hand") if row["checks"] != "" else ()
+        points = [f"{row[n]:g}/{row[n + '_max']:g}" for n in kinds] or ["-", "-"]
         rows.append((row["student"], row["assignment"], *points, "; ".join(filter(None, said))))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     lines = ["  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]

@@ -407,7 +407,7 @@ def test_a_bad_call_is_refused_before_anything_runs(tiny, arguments, message):
 def test_an_unknown_notebook_is_refused(name):
     result = command(name, *GOOD)
     assert result.exit_code == 1
-    assert f"no notebook '{name}'; a path, or one of: 01_definitions, 02_quad" in result.output
+    assert f"no notebook '{name}'; a path, or one of: 00_start_here, 01_def" in result.output
 
 
 def test_a_notebook_that_has_no_out_or_is_none_is_refused(tmp_path):

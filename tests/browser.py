@@ -102,9 +102,10 @@ def page(browser):
     assert not complaints, "\n".join(complaints)
 
 
-@functools.cache
-def build(folder: Path) -> Path:
-    """The site, built from the committed notebooks into a folder."""
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    """Folder of the site, built from the committed notebooks."""
+    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "notebooks", str(folder)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
@@ -117,9 +118,3 @@ def build(folder: Path) -> Path:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """Folder of the site; built once, however many modules ask for it."""
-    return build(tmp_path_factory.getbasetemp() / "site")

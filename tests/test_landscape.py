@@ -398,6 +398,9 @@ def test_the_picture_is_drawn_anew_when_its_size_changes(play):
     play.set_viewport_size({"width": 500, "height": 800})
     play.wait_for_function(f"document.getElementById('dss-landscape').getAttribute('viewBox')"
                            f" !== '{wide}'")  # fmt: skip
+    box = play.locator("#dss-landscape").bounding_box()
+    drawn = [float(v) for v in play.get_attribute("#dss-landscape", "viewBox").split()]
+    assert drawn == pytest.approx([0, 0, box["width"], box["height"]], abs=1)
 
 
 def test_complaints_of_a_page_are_heard(browser, site):

@@ -6,6 +6,7 @@
 import json
 import re
 import shutil
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import mathjax
@@ -21,7 +22,6 @@ FIGURES = HERE.parent / "figures"
 SIZES = ("quick", "paper")
 
 project = "The DSS companion"
-author = "the authors of the companion"
 copyright = "the authors of the companion, MIT licence"
 version = release = dss.__version__
 
@@ -35,6 +35,7 @@ myst_heading_anchors = 3
 
 default_role = "code"  # docstrings put names in single backticks
 autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 autodoc_member_order = "bysource"
 toc_object_entries_show_parents = "hide"
 
@@ -54,6 +55,7 @@ html_theme_options = {
     "use_download_button": True,
     "use_fullscreen_button": False,
     "show_toc_level": 2,
+    "secondary_sidebar_items": {"map": [], "**": ["page-toc"]},  # its table is wide
     "extra_footer": "Beside C. D. Freeman and J. Bruna, <em>How nonconvex is it?</em> (2016).",
 }
 mathjax_path = "mathjax/es5/tex-mml-chtml.js"
@@ -174,6 +176,11 @@ def as_fields(app, what, name, obj, options, lines: list[str]) -> None:
         lines[i] = re.sub(r"^(Paper|Differs): ", r":\1: ", line)
 
 
+def hide_fields(app, what, name, obj, options, signature, returns) -> tuple[str, None] | None:
+    """The fields of a dataclass are listed below it; a signature would repeat them."""
+    return ("", None) if is_dataclass(obj) else None
+
+
 def read_source(app, docname: str, source: list[str]) -> None:
     if docname == "gallery":
         source[0] = source[0].replace("<!-- figures -->", gallery())
@@ -192,5 +199,6 @@ def setup(app) -> dict:
     app.add_post_transform(CellOutputs)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", as_fields)
+    app.connect("autodoc-process-signature", hide_fields)
     app.connect("build-finished", serve_mathjax)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

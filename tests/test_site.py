@@ -126,6 +126,10 @@ def test_narrow_screens(page, url, name):
     page.goto(f"{url}/{name}")
     typeset(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # What hangs over the left edge of a box cannot be scrolled to.
+    left = "e.firstElementChild.getBoundingClientRect().left - e.getBoundingClientRect().left"
+    hang = page.evaluate(f"[...document.querySelectorAll('div.math')].map(e => {left})")
+    assert min(hang, default=0) >= 0
 
 
 def test_a_reader_finds_equation_4_its_function_and_its_figure(page, site):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -528,9 +529,9 @@ def test_control_c_stops_cleanly_and_the_same_command_goes_on(tiny):
     wait_for(lambda: not marked(mark), "end of all processes", seconds=20)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster(tmp_path_factory):
-    """A scheduler as a command of its own: its address, and `start(source)` for workers of it."""
+    """A scheduler as a command of its own, its address, and `worker(source)` for workers of it."""
     folder, mark = tmp_path_factory.mktemp("cluster"), uuid.uuid4().hex
     with ExitStack() as stack:
 
@@ -545,7 +546,7 @@ def cluster(tmp_path_factory):
             return process
 
         file = folder / "scheduler.json"
-        start(
+        scheduler = start(
             *("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"),
             *("--scheduler-file", file),
         )
@@ -556,7 +557,7 @@ def cluster(tmp_path_factory):
             options = ["--nthreads", "1", "--no-nanny", "--no-dashboard"]
             return start("worker", address, *options, source=source)
 
-        yield SimpleNamespace(address=address, worker=worker)
+        yield SimpleNamespace(address=address, scheduler=scheduler, worker=worker)
     wait_for(lambda: not marked(mark), "end of all processes", seconds=20)
 
 
@@ -589,3 +590,24 @@ def test_a_scheduler_and_workers_that_were_started_as_commands(cluster, tiny, tm
     assert refused.exit_code == 1 and "1 of 2 jobs failed" in refused.output
     assert "has another source of dss than the sweep began with" in refused.output
     assert tiny.ran() == ["1 good", "2 good", "3 good", "4 good"]
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_ends_the_sweep_and_the_next_call_goes_on(cluster, tiny):
+    def swept(*where):
+        grid = "--grid", "case=good,hang"
+        return command(tiny.path, *where, "--out", tiny.out, *grid)
+
+    cluster.worker()
+    with ThreadPoolExecutor() as pool:
+        end = pool.submit(swept, "--scheduler", cluster.address)
+        wait_for(lambda: "hang" in (tiny.log.read_text() if tiny.log.exists() else ""), "the job")
+        cluster.scheduler.kill()
+        result = end.result(timeout=60)
+    assert result.exit_code == 1
+    assert "dss: the scheduler was lost" in result.output and "call again" in result.output
+    assert tiny.ran() == ["0.5 good", "0.5 hang"]
+    tiny.once.touch()
+    result = swept("--jobs", "1")
+    assert "2 jobs: 2 succeeded (1 of them before), 0 failed" in result.output
+    assert tiny.ran() == ["0.5 hang"]

@@ -168,11 +168,21 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
 
     The shells hold the same parameters.  `functional_call` leaves its own tensors in a layer that
     it meets twice.
+
+    Raises:
+        ValueError: a layer holds itself, through a child that holds its parent.
     """
     module, seen = copy.deepcopy(module), set()
 
-    def visit(parent: nn.Module) -> None:
+    def visit(parent: nn.Module, above: tuple[nn.Module, ...] = ()) -> None:
+        above += (parent,)
         for name, child in parent._modules.items():
+            if child in above:
+                raise ValueError(
+                    f"attribute {name!r} of {type(parent).__name__} is a module that holds it; "
+                    f"keep the module in a tuple (self.{name} = (module,)), so that PyTorch does "
+                    "not take it for a layer"
+                )
             if child in seen:
                 shell = child.__class__.__new__(child.__class__)  # copy.copy refuses some layers
                 shell.__dict__ = child.__dict__.copy()
@@ -182,7 +192,7 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
                 parent._modules[name] = child
             if child is not None:
                 seen.add(child)
-                visit(child)
+                visit(child, above)
 
     visit(module)
     return module
@@ -322,8 +332,33 @@ def stacked_gradients(
 
 def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
     """Refuse layers whose output is not a function of the interpolated parameters alone."""
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise ValueError(f"{type(module).__name__} runs copies of a network; pass module.module")
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ValueError(f"{type(module).__name__}: pass the nn.Module that it was made from")
+    frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
+    if 0 < len(frozen) < len(list(module.parameters())):
+        raise ValueError(
+            f"parameter {frozen[0]!r} is frozen and others are not, but beads descend in all of "
+            "them; call module.requires_grad_(True), or register what is to stay as buffers"
+        )
+    layers = set(module.modules())
     for name, layer in module.named_modules():
         where = f"layer {name!r} ({type(layer).__name__})"
+        for attribute, value in vars(layer).items():
+            members = value.values() if isinstance(value, dict) else value
+            if isinstance(value, list | tuple | dict) and any(
+                isinstance(m, nn.Module) and m not in layers and m.state_dict() for m in members
+            ):
+                raise ValueError(
+                    f"{where} keeps layers in a plain {type(value).__name__}, {attribute!r}, where "
+                    "PyTorch does not see them; use nn.ModuleList or nn.ModuleDict"
+                )
+        if hasattr(layer, "_u") or hasattr(layer, "weight_u"):
+            raise ValueError(
+                f"{where} keeps vectors of spectral_norm, which do not belong to an interpolated "
+                "model; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
         if getattr(layer, "running_mean", None) is not None:
             raise ValueError(
                 f"{where} keeps running statistics, which do not belong to an interpolated model; "

@@ -345,7 +345,8 @@ class Task:
         """A task from any network.
 
         Args:
-            module: takes x `(B, ...)` and returns outputs `(B, ...)`.  It is copied.
+            module: takes x `(B, ...)` and returns outputs `(B, ...)`.  It is copied.  Its buffers
+                serve all networks of the task.
             loss: what training descends: a name from `LOSSES`, or a function of (output, y) that
                 returns the mean over the batch as a scalar.
             train, test: pairs (x, y) of tensors with the same number of samples.
@@ -361,11 +362,13 @@ class Task:
         Raises:
             TypeError: x or y has an integer dtype where floats are needed.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
-                active dropout, an unknown loss, samples that do not fit the network or each other,
-                or no parameters.
+                active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
+                which some are frozen, a network in DataParallel or TorchScript, an unknown loss,
+                samples that do not fit the network or each other, or no parameters.
         """
-        module = with_layers_apart(module)
+        module = getattr(module, "_orig_mod", module)  # what torch.compile was given
         check_module(module, eval_chunk)
+        module = with_layers_apart(module)
         shapes = shapes_of(module)
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:

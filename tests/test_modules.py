@@ -230,3 +230,72 @@ def test_a_recurrent_network_runs_one_by_one():
     torch.testing.assert_close(task.losses(thetas), alone)
     losses, gradients = task.gradients(thetas)
     assert losses.shape == (3,) and gradients.shape == thetas.shape
+
+
+class Hiding(nn.Module):
+    """Keeps something where PyTorch does not look."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.first, self.kept = nn.Linear(3, 1), kept
+
+    def forward(self, x):
+        return self.first(x)
+
+
+def circular():
+    module = nn.Sequential(nn.Linear(3, 1), nn.Identity())
+    module[1].parent = module
+    return module
+
+
+def half_frozen():
+    module = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    module[0].bias.requires_grad_(False)
+    return module
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: Hiding([nn.BatchNorm1d(3)]), "plain list, 'kept'.*use nn.ModuleList"),
+        (lambda: nn.Sequential(Hiding({"a": nn.Linear(3, 3)})), "layer '0' .*plain dict, 'kept'"),
+        (circular, "'parent' of Identity is a module that holds it"),
+        (half_frozen, "parameter '0.bias' is frozen and others are not"),
+        (lambda: nn.DataParallel(nn.Linear(3, 1)), "pass module.module"),
+        (lambda: torch.jit.script(nn.Linear(3, 1)), "pass the nn.Module"),
+        (lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(3, 1)).eval(), "spectral_norm"),
+        (lambda: nn.utils.spectral_norm(nn.Linear(3, 1)).eval(), "spectral_norm"),
+    ],
+)
+def test_networks_that_are_not_what_they_seem_are_refused(sample, build, message):
+    with pytest.raises(ValueError, match=message):
+        dss.Task.from_module(build(), "mse", sample, sample)
+
+
+def frozen():
+    return nn.Linear(3, 1).requires_grad_(False)
+
+
+def holding_its_parent_in_a_tuple():
+    module = Hiding([nn.ReLU()])
+    module.first.parent = (module,)
+    return module
+
+
+@pytest.mark.parametrize(
+    "build",
+    [frozen, holding_its_parent_in_a_tuple, lambda: torch.compile(nn.Linear(3, 1))],
+    ids=["frozen", "tuple", "compiled"],
+)
+def test_a_network_stays_as_it_is(sample, build):
+    module = build()
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    modes = [m.training for m in module.modules()], [p.requires_grad for p in module.parameters()]
+    task = dss.Task.from_module(module, "mse", sample, sample)
+    theta = dss.flatten(module)
+    dss.find_string(task, theta, theta + 0.1, 10.0)
+    assert modes[0] == [m.training for m in module.modules()]
+    assert modes[1] == [p.requires_grad for p in module.parameters()]
+    assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
+    assert [p.grad for p in module.parameters()] == [None] * len(before)

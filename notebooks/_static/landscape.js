@@ -244,7 +244,7 @@ function start() {
       const { value, min, max } = input, whole = input.step === "1" ? "whole " : "";
       const fits = value && +value >= min && +value <= max && (!whole || Number.isInteger(+value));
       input.setAttribute("aria-invalid", !fits);
-      problem ||= fits ? "" : `${input.labels[0].textContent} is ${value || "empty"}; `
+      problem ||= fits ? "" : `${input.labels[0].textContent} is ${value || "no number"}; `
         + `a ${whole}number from ${min} to ${max} is needed.`;
     }
     const [x1, y1, x2, y2, L0, alpha, max_depth] = inputs.map((input) => +input.value);
@@ -278,13 +278,13 @@ function start() {
   svg.onpointerdown = (e) => { if ((grabbed = e.target.dataset.end)) choose(grabbed); };
   // The pointer is captured before the picture is drawn anew.
   svg.onpointermove = (e) => { if (grabbed) { svg.setPointerCapture(e.pointerId); pointed(e); } };
-  svg.onpointerup = svg.onpointercancel = () => { grabbed = ""; };
+  globalThis.onpointerup = globalThis.onpointercancel = () => { grabbed = ""; }; // outside too
   svg.onclick = (e) => e.target.dataset.end || pointed(e);
   svg.onkeydown = (e) => {
     const k = ["ArrowLeft", "ArrowRight", "ArrowDown", "ArrowUp"].indexOf(e.key);
     const by = (e.shiftKey ? 0.25 : 0.05) * (k % 2 ? 1 : -1), [x, y] = settings.ends[chosen()];
     if (e.key === "1" || e.key === "2") choose(e.key - 1);
-    if (k < 0) return;
+    if (k < 0 || e.altKey || e.ctrlKey || e.metaKey) return; // Alt and an arrow goes back
     e.preventDefault();
     place(k < 2 ? [x + by, y] : [x, y + by]);
   };

@@ -104,10 +104,11 @@ def page(browser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """Folder of the site, built from the committed notebooks."""
-    folder = tmp_path_factory.mktemp("site")
+    """Folder of the site, built from the committed notebooks where no kernel would start."""
+    folder, no_kernel = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("no_kernel")
+    (no_kernel / "ipykernel_launcher.py").write_text("raise SystemExit('a notebook is run')")
     command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "notebooks", str(folder)]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(no_kernel), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command,
         cwd=ROOT,

@@ -162,6 +162,72 @@ def test_by_clicks_alone(play):
     assert play.locator("#dss-landscape .dss-untested").count() == 1
 
 
+def drawn(play, figure):
+    """Paths by class and stars of a figure, in the data's numbers, which its ticks give."""
+    across, up, paths, stars = play.evaluate(
+        """id => {
+        const all = kind => [...document.getElementById(id).querySelectorAll(kind)];
+        const at = (e, axis) => +e.getAttribute(axis);
+        const isNumber = e => e.textContent == +e.textContent;
+        const ticks = (kind, axis, off) => all(`text.${kind}`).filter(isNumber)
+            .map(e => [+e.textContent, at(e, axis) - off]);
+        return [ticks("dss-middle", "x", 0), ticks("dss-end", "y", 4), all("path").map(e =>
+            [e.className.baseVal, e.getAttribute("d").slice(1).split("L").map(s => s.split(","))]),
+            all("use[href='#dss-star']").map(e => [at(e, "x"), at(e, "y")])]; }""",
+        f"dss-{figure}",
+    )
+    if figure == "gamma":
+        up = [(math.log10(v), p) for v, p in up]
+    scales = [(a, p, (b - a) / (q - p)) for (a, p), *_, (b, q) in (across, up)]
+
+    def numbers(points):
+        return [[a + (float(v) - p) * k for v, (a, p, k) in zip(point, scales, strict=True)]
+                for point in points]  # fmt: skip
+
+    lines = {}
+    for kind, points in paths:
+        lines.setdefault(kind.removeprefix("dss-"), []).append(numbers(points))
+    return lines, numbers(stars)
+
+
+def near(numbers, expected, within=0.01):
+    expected = torch.as_tensor(expected).double()
+    torch.testing.assert_close(torch.tensor(numbers).double(), expected, rtol=0, atol=within)
+
+
+def test_the_pictures_and_the_table_show_the_string_of_dss(play):
+    task, ends = TASKS["valley"], torch.tensor(VALLEY, dtype=torch.float64)
+    play.click("#dss-step")
+    t_star = float(dss.t_star(task, *ends))
+    star = dss.interpolate(*ends, t_star)
+    near(drawn(play, "landscape")[1], [star.tolist()])
+    near(drawn(play, "gamma")[1], [[t_star, math.log10(task.losses(star[None]))]])
+    assert play.inner_text("#dss-string tr:first-child td:last-child") == "2.8 > L0"
+    for depth in (1, 8):
+        fill(play, max_depth=depth)
+        press_until_end(play, lambda: play.click("#dss-step"))
+        settings = {"alpha": 0.5, "max_depth": depth, "n_t": 33, "optimizer": "sgd", "lr": 0.01}
+        (string,) = dss.find_strings(task, *ends[:, None], 0.1, **settings)
+        segments = torch.stack([string.thetas[:-1], string.thetas[1:]], dim=1)
+        position, gamma = dss.losses_along(task, string.thetas)
+        is_low = gamma.amax(dim=1) <= 0.1
+        lines = drawn(play, "landscape")[0]
+        gammas = drawn(play, "gamma")[0]
+        curves = torch.stack([position, gamma.clamp(min=0.01).log10()], dim=-1)
+        for kind, rows in (("low", is_low), ("high", ~is_low)):
+            assert len(lines.get(kind, [])) == len(gammas.get(kind, [])) == rows.sum()
+            if rows.any():
+                near(lines[kind], segments[rows])
+                near(gammas[kind], curves[rows])
+        near(gammas["edge"], [[[0, -1], [1, -1]]])
+        near(gammas["target"], [[[0, math.log10(0.05)], [1, math.log10(0.05)]]])
+        cells = [row.split("\t") for row in play.inner_text("#dss-string").splitlines()]
+        near([[float(v) for v in row[1:3]] for row in cells], string.thetas, 1e-3)
+        near([float(row[3]) for row in cells], task.losses(string.thetas), 1e-3)
+        assert max(int(row[4]) for row in cells) == string.depth
+        assert ["≤" in row[5] for row in cells[:-1]] == is_low.tolist()
+
+
 def test_a_failure_says_that_it_proves_nothing(play):
     play.select_option("#dss-choice", "unit")
     assert press_until_end(play, lambda: play.click("#dss-step")) == "depth exhausted"
@@ -202,6 +268,12 @@ def test_by_keyboard_alone(play):
         play.keyboard.press("Shift+ArrowRight")
     assert point(play, 1)[0] == 2.4
     play.keyboard.press("1")
+    before = point(play, 0)
+    play.evaluate("addEventListener('keydown', e => { window.taken = e.defaultPrevented; })")
+    play.keyboard.press("Alt+ArrowUp")
+    assert point(play, 0) == before and not play.evaluate("taken")
+    play.keyboard.press("ArrowUp")
+    assert point(play, 0) != before and play.evaluate("taken")
     play.reload()
     tab_to("dss-step")
     assert press_until_end(play, lambda: play.keyboard.press("Enter")) == "connected"
@@ -225,6 +297,11 @@ def test_a_point_is_dragged(play):
     assert pixel(play, 1) == pytest.approx((x, y), abs=2)
     play.mouse.click(*pixel(play, 0))  # chooses it, and leaves it where it is
     assert play.is_checked("#dss-move1") and point(play, 0) == moved
+    play.mouse.down()
+    play.mouse.move(0, 0)  # at once outside, and let go there
+    play.mouse.up()
+    play.mouse.move(x, y)
+    assert point(play, 0) == moved
 
 
 def test_by_touch(browser, site):
@@ -304,7 +381,7 @@ def test_L0_changes_the_picture_and_the_search(play):
         ("max_depth", "9", "max depth is 9; a whole number from 0 to 8 is needed."),
         ("max_depth", "2.5", "max depth is 2.5; a whole number from 0 to 8 is needed."),
         ("x1", "7", "θ₁⁽¹⁾ is 7; a number from -2.4 to 2.4 is needed."),
-        ("y2", "", "θ₂⁽²⁾ is empty; a number from -1.8 to 2 is needed."),
+        ("y2", "", "θ₂⁽²⁾ is no number; a number from -1.8 to 2 is needed."),
     ],
 )
 def test_inputs_out_of_range_are_refused_in_words(play, name, value, message):
@@ -366,7 +443,8 @@ def test_nobody_is_shut_out(play, scheme, width):
     # axe would fetch the style sheets a second time, which a page from the disk may not.
     found = Axe().run(play, context="article", options={"preload": False})
     assert found.violations_count == 0, found.generate_report()
-    assert play.locator("#dss-landscape[tabindex='0']").count() == 1
+    assert play.locator("#dss-landscape[tabindex='0'][aria-label]").count() == 1
+    assert play.locator("#dss-says[role='status'][aria-live='polite']").count() == 1
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,8 +2,10 @@
 
 import functools
 import json
+import re
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
@@ -69,9 +71,24 @@ def test_nothing_is_asked_of_another_host(site):
 
 def test_equations_have_the_numbers_of_the_paper(site):
     soup = soup_of(site, "01_definitions.html")
-    for number in (1, 2, 3, 4):
+    for number, begin in enumerate((r"\Theta(", r"\gamma(", r"\Gamma(", r"\tilde\Gamma("), start=1):
         (block,) = soup.find_all(id=f"eq-{number}")
+        assert block.get_text().strip().removeprefix(r"\[").strip().startswith(begin)
         assert f"\\tag{{{number}}}" in block.get_text()
+
+
+def test_names_of_equations_lead_to_them(site):
+    links = [tag for name in PAGES for tag in soup_of(site, name).select("a[href*='#eq-']")]
+    assert len(links) > 30
+    assert [tag for tag in links if not tag.text.endswith(f"({tag['href'][-1]})")] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_formula_is_left_as_it_was_written(site, name):
+    soup = soup_of(site, name)
+    for tag in soup.select("code, pre, script, .math"):
+        tag.decompose()
+    assert re.findall(r".*(?:\$.*\$|\\[a-zA-Z]+).*", soup.body.get_text()) == []
 
 
 def test_the_module_is_documented_in_full(site):
@@ -90,6 +107,9 @@ def test_the_gallery_holds_every_figure_with_what_made_it(site, size):
         section = soup.find(id=f"fig-{name.removesuffix('.png')}".replace("_", "-"))
         assert section, name
         assert f"How it was made ({size})" in section.get_text(), name
+        pictures = [Path(tag["src"]).name for tag in section.find_all("img")]
+        assert all(picture.startswith(name.removesuffix(".png")) for picture in pictures), name
+        assert len(set(pictures)) == section.get_text().count("How it was made"), name
         assert entry["git_commit"][:12] in text and entry["sha256"][:16] in text
 
 
@@ -154,6 +174,21 @@ def test_search_finds_without_a_server(page, site):
     page.goto((site / "search.html").as_uri() + "?q=Gamma_tilde")
     page.wait_for_selector("ul.search li a")
     assert page.locator("ul.search li a").count() >= 5
+
+
+@pytest.mark.parametrize(
+    "word, anchor",
+    [("alpha", "alpha"), ("Gamma", "Gamma"), ("bead", "bead"), ("valley", "valley")]
+    + [("certificate", "certificate"), ("L0", "L0"), ("normalized length", "normalized-length")],
+)
+def test_search_leads_to_the_glossary(page, site, word, anchor):
+    page.goto((site / "search.html").as_uri() + f"?q={word}")
+    page.wait_for_selector("ul.search li a")
+    page.wait_for_function(
+        "document.querySelector('.search-summary')?.textContent.includes('found')"
+    )
+    found = page.eval_on_selector_all("ul.search li a", "links => links.map(a => a.href)")
+    assert any(link.endswith(f"glossary.html#term-{anchor}") for link in found[:3]), found[:5]
 
 
 def test_light_and_dark_by_hand(page, url):

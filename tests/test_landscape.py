@@ -163,8 +163,8 @@ def test_by_clicks_alone(play):
 
 
 def drawn(play, figure):
-    """Paths by class and stars of a figure, in the data's numbers, which its ticks give."""
-    across, up, paths, stars = play.evaluate(
+    """Paths by class, names and stars of a figure, in the data's numbers, which its ticks give."""
+    across, up, paths, names, stars = play.evaluate(
         """id => {
         const all = kind => [...document.getElementById(id).querySelectorAll(kind)];
         const at = (e, axis) => +e.getAttribute(axis);
@@ -173,6 +173,7 @@ def drawn(play, figure):
             .map(e => [+e.textContent, at(e, axis) - off]);
         return [ticks("dss-middle", "x", 0), ticks("dss-end", "y", 4), all("path").map(e =>
             [e.className.baseVal, e.getAttribute("d").slice(1).split("L").map(s => s.split(","))]),
+            all("text.dss-name").map(e => [at(e, "x"), at(e, "y") + 11]),
             all("use[href='#dss-star']").map(e => [at(e, "x"), at(e, "y")])]; }""",
         f"dss-{figure}",
     )
@@ -184,7 +185,7 @@ def drawn(play, figure):
         return [[a + (float(v) - p) * k for v, (a, p, k) in zip(point, scales, strict=True)]
                 for point in points]  # fmt: skip
 
-    lines = {}
+    lines = {"name": numbers(names)}
     for kind, points in paths:
         lines.setdefault(kind.removeprefix("dss-"), []).append(numbers(points))
     return lines, numbers(stars)
@@ -213,6 +214,7 @@ def test_the_pictures_and_the_table_show_the_string_of_dss(play):
         is_low = gamma.amax(dim=1) <= 0.1
         lines = drawn(play, "landscape")[0]
         gammas = drawn(play, "gamma")[0]
+        near(lines["name"], ends)
         curves = torch.stack([position, gamma.clamp(min=0.01).log10()], dim=-1)
         for kind, rows in (("low", is_low), ("high", ~is_low)):
             assert len(lines.get(kind, [])) == len(gammas.get(kind, [])) == rows.sum()

@@ -81,6 +81,11 @@ def test_names_of_equations_lead_to_them(site):
     links = [tag for name in PAGES for tag in soup_of(site, name).select("a[href*='#eq-']")]
     assert len(links) > 30
     assert [tag for tag in links if not tag.text.endswith(f"({tag['href'][-1]})")] == []
+    for name in PAGES:
+        page = soup_of(site, name)
+        for tag in page.select("nav, a, code, pre, .math"):
+            tag.decompose()
+        assert re.findall(r"Eqs?\.\s\(\d\)", page.body.get_text()) == [], name
 
 
 @pytest.mark.parametrize("name", PAGES)

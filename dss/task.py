@@ -360,7 +360,7 @@ class Task:
             settings: keyword arguments for `find_strings` to keep with the task.
 
         Raises:
-            TypeError: x or y has an integer dtype where floats are needed.
+            TypeError: a sample is no pair of tensors, or is of integers where floats are needed.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, a network in DataParallel or TorchScript, an unknown loss,
@@ -377,7 +377,15 @@ class Task:
         functions = [lookup(LOSSES, f, "loss") if isinstance(f, str) else f for f in (loss, metric)]
         first, splits = next(module.parameters()), {}
         dtype = first.dtype
-        for split, (x, y) in (("train", train), ("test", test)):
+        for split, sample in (("train", train), ("test", test)):
+            is_list = isinstance(sample, tuple | list)
+            held = [type(v).__name__ for v in sample] if is_list else [type(sample).__name__]
+            if len(held) != 2 or not all(isinstance(v, Tensor) for v in sample):
+                raise TypeError(
+                    f"{split} is {', '.join(held)}; a pair (x, y) of tensors is needed (of arrays "
+                    "torch.as_tensor makes them, a TensorDataset holds them as .tensors)"
+                )
+            x, y = sample
             if len(x) != len(y) or len(x) == 0:
                 raise ValueError(
                     f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0"

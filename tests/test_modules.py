@@ -299,3 +299,18 @@ def test_a_network_stays_as_it_is(sample, build):
     assert modes[1] == [p.requires_grad for p in module.parameters()]
     assert all(torch.equal(p, before[name]) for name, p in module.named_parameters())
     assert [p.grad for p in module.parameters()] == [None] * len(before)
+
+
+@pytest.mark.parametrize(
+    "build, held",
+    [
+        (lambda x, y: (x.numpy(), y.numpy()), "ndarray, ndarray"),
+        (torch.utils.data.TensorDataset, "TensorDataset"),
+        (lambda x, y: (x, y, y), "Tensor, Tensor, Tensor"),
+        (lambda x, y: x, "Tensor"),
+    ],
+    ids=["arrays", "dataset", "three", "inputs alone"],
+)
+def test_a_sample_that_is_no_pair_of_tensors_is_refused(sample, build, held):
+    with pytest.raises(TypeError, match=f"test is {held}; a pair"):
+        dss.Task.from_module(nn.Linear(3, 1), "mse", sample, build(*sample))

@@ -653,3 +653,21 @@ def test_a_corrected_submission_is_graded_again(graded):
     assert before.loc[("repaired", "2_bead")].checks == 0
     assert after.loc[("repaired", "2_bead")].checks == 14
     assert after.loc[("damaged", "2_bead")].status == "unreadable"
+
+
+@slow
+def test_points_by_hand_reach_the_table_and_stay(graded, released):
+    copy = released / "autograded/repaired/2_bead/2_bead.ipynb"
+    with classroom.course(released).gradebook as gradebook:
+        (notebook,) = gradebook.find_submission("2_bead", "repaired").notebooks
+        for entry in notebook.grades:
+            if entry.name == "explain":
+                entry.manual_score, entry.needs_manual_grade = 2.5, False
+        gradebook.db.commit()
+    for option, is_run in (("--no-again", False), ("--again", True)):
+        before = copy.stat().st_mtime_ns
+        assert command("grade", released, option).returncode == 0
+        row = table_of(released).loc[("repaired", "2_bead")]
+        assert (row.status, row.checks, row.by_hand) == ("graded", 14, 2.5)
+        assert (copy.stat().st_mtime_ns > before) is is_run
+        assert ("explain" in row.waits) is is_run

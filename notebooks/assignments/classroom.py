@@ -4,6 +4,7 @@ All that concerns cells, points and grades is nbgrader's work; this starts it, i
 own for each submission, and sees to it that every submission ends in the table.
 """
 
+import hashlib
 import multiprocessing
 import os
 import resource
@@ -66,13 +67,15 @@ def grade(
     out: Folder,
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time.")] = 1,
     memory: Annotated[int, typer.Option(min=1, help="GiB for each kernel.")] = 12,
+    again: Annotated[bool, typer.Option(help="Grade unchanged submissions too.")] = False,
 ) -> None:
     """Grade OUT/submitted/<student>/<assignment>/ and write OUT/grades.csv.
 
-    The exit status is 0 when every submission has a grade (a crash has one: 0), 1 when nbgrader or
-    its gradebook failed, 2 when OUT is no course.
+    What has not changed since it was graded is not run again.  The exit status is 0 when every
+    submission has a grade (a crash has one: 0), 1 when nbgrader or its gradebook failed, 2 when
+    OUT is no course.
     """
-    table = grades(out, jobs, memory)
+    table = grades(out, jobs, memory, again)
     typer.echo(show(table))
     if failed := int((table.status == "not graded").sum()):
         fail(f"grading itself failed for {failed} submissions; see the column `note`", 1)
@@ -98,7 +101,7 @@ def demonstrate(out: Folder = Path("build/classroom"), jobs: int = 2) -> None:
     typer.echo(f"All {len(SAMPLES)} samples lost exactly what was planted.")
 
 
-def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
+def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> pd.DataFrame:
     """One row for each student and assignment, also written to OUT/grades.csv."""
     for name in ("nbgrader_config.py", "gradebook.db", "release", "submitted"):
         if not (out / name).exists():
@@ -116,11 +119,15 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
         if path.name not in NAMES and not path.name.startswith(".")
     ]
     ends = dict.fromkeys(pairs, ("not submitted", ""))
-    todo = [pair for pair in pairs if out.joinpath("submitted", *pair).exists()]
+    there = [pair for pair in pairs if out.joinpath("submitted", *pair).exists()]
+    digests = {pair: digest(out, *pair) for pair in there}
+    same = {} if again else unchanged(out, digests)
+    (out / "grades.csv").unlink(missing_ok=True)  # of an interrupted run nothing counts as known
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
-    ends |= apart(jobs, {pair: (anew, out, *pair) for pair in todo}, out)
-    rows = [result(out, *pair, *ends[pair]) for pair in pairs]
+    todo = {pair: (anew, out, *pair) for pair in there if pair not in same}
+    ends |= same | apart(jobs, todo, out)
+    rows = [result(out, *pair, *ends[pair]) | {"digest": digests.get(pair, "")} for pair in pairs]
     note = "submitted/<student>/<assignment>/<assignment>.ipynb is expected"
     rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
     if not rows:
@@ -128,6 +135,28 @@ def grades(out: Path, jobs: int = 1, memory: int = 12) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table.to_csv(out / "grades.csv", index=False)
     return table
+
+
+def digest(out: Path, student: str, name: str) -> str:
+    """Of what was handed in, and of what checks it."""
+    paths = (out / "source" / name, out / "submitted" / student / name)
+    files = [path / f"{name}.ipynb" for path in paths]
+    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()[:16]
+
+
+def unchanged(out: Path, digests: dict) -> dict:
+    """How those ended that were graded in full, in the last run, and are the same still."""
+    if not (out / "grades.csv").exists():
+        return {}
+    rows = pd.read_csv(out / "grades.csv", dtype=str, keep_default_na=False).to_dict("records")
+    old = {(row.get("student"), row.get("assignment")): row for row in rows}
+    return {
+        pair: ("graded", row["note"])
+        for pair, value in digests.items()
+        if (row := old.get(pair, {})).get("digest") == value
+        and (row["status"], row["timed_out"]) == ("graded", "")
+        and out.joinpath("autograded", *pair).exists()
+    }
 
 
 def anew(out: Path, student: str, name: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ ASSIGNMENTS = Path(__file__).resolve().parents[1] / "notebooks" / "assignments"
 sys.path.insert(0, str(ASSIGNMENTS))
 
 import classroom  # noqa: E402
+import execution  # noqa: E402
 import samples  # noqa: E402
 
 NAMES = classroom.NAMES
@@ -461,10 +463,10 @@ def test_points_are_taken_away_only_when_a_submission_is_graded(tmp_path, monkey
     ],
 )
 def test_long_outputs_are_cut(kind, content):
-    short, size = classroom.cut(kind, content, 1000)
+    short, size = execution.cut(kind, content, 1000)
     assert len(str(short)) < 50_000 and size > 1000
     assert short.keys() == content.keys() and short.get("ename") == content.get("ename")
-    short, size = classroom.cut(kind, content, 2 * 10**6)
+    short, size = execution.cut(kind, content, 2 * 10**6)
     assert short == content or kind == "error"
 
 
@@ -671,3 +673,58 @@ def test_points_by_hand_reach_the_table_and_stay(graded, released):
         assert (row.status, row.checks, row.by_hand) == ("graded", 14, 2.5)
         assert (copy.stat().st_mtime_ns > before) is is_run
         assert ("explain" in row.waits) is is_run
+
+
+# Code that means harm
+
+MALICE = """
+import os, socket, sqlite3
+for name, harm in {{
+    "secret": lambda: print(open({secret!r}).read()),
+    "network": lambda: socket.create_connection(("127.0.0.1", {port}), timeout=5),
+    "gradebook": lambda: sqlite3.connect({gradebook!r}).execute("drop table grade"),
+    "tests": lambda: print(open({tests!r}).read()[:9]),
+    "files": lambda: os.remove({tests!r}),
+}}.items():
+    try:
+        harm()
+        print(name, "done")
+    except (OSError, sqlite3.Error) as error:
+        print(name, "stopped:", error)
+"""
+
+
+@slow
+def test_the_sandbox_stops_what_the_checks_cannot(tmp_path):
+    bwrap = shutil.which("bwrap")
+    if (
+        not bwrap
+        or subprocess.run([bwrap, "--unshare-all", "--ro-bind", "/", "/", "true"]).returncode
+    ):
+        pytest.skip("no bubblewrap that works here")
+    out, secret = tmp_path / "course", tmp_path / "secret"
+    assert command("release", out).returncode == 0
+    secret.write_text("next year's exam")
+    notebook = solved(out)
+    (cell,) = [c for c in notebook.cells if samples.grade_id(c) == "t_star"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        cell.source += MALICE.format(
+            secret=str(secret),
+            port=server.getsockname()[1],
+            gradebook=str(out / "gradebook.db"),
+            tests=str(out / "source/2_bead/2_bead.ipynb"),
+        )
+        (cell,) = [c for c in notebook.cells if samples.grade_id(c) == "segments"]
+        cell.source += "\nprint('looping', flush=True)\nwhile True:\n    pass\n"
+        samples.write(notebook, out / "submitted/mallory/2_bead/2_bead.ipynb")
+        done = command("grade", out, "--sandbox")
+    assert done.returncode == 0, done.stderr
+    row = table_of(out).loc[("mallory", "2_bead")]
+    assert (row.status, row.checks, row.timed_out) == ("graded", 14, "segments")
+    (cell,) = [
+        c
+        for c in samples.read(out / "autograded/mallory/2_bead/2_bead.ipynb").cells
+        if samples.grade_id(c) == "t_star"
+    ]
+    said = "".join(o.text for o in cell.outputs)
+    assert "done" not in said and said.count("stopped") == 5, said

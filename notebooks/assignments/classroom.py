@@ -12,7 +12,6 @@ import shutil
 import signal
 import sys
 import warnings
-from collections import Counter
 from multiprocessing import connection
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ from typing import Annotated
 import nbformat
 import pandas as pd
 import typer
+from execution import Contained, Execute
 from nbclient import NotebookClient
 from nbgrader import preprocessors
 from nbgrader.apps import NbGraderAPI
@@ -34,8 +34,6 @@ NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir(
 Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
 # nbgrader starts alembic by its name, wherever this Python was started from.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-# Characters that are kept of what a cell writes, in each of its streams and of its figures.
-MAX_OUTPUT = 2_000_000
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -68,6 +66,7 @@ def grade(
     jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time.")] = 1,
     memory: Annotated[int, typer.Option(min=1, help="GiB for each kernel.")] = 12,
     again: Annotated[bool, typer.Option(help="Grade unchanged submissions too.")] = False,
+    sandbox: Annotated[bool, typer.Option(help="Run student code under bubblewrap.")] = False,
 ) -> None:
     """Grade OUT/submitted/<student>/<assignment>/ and write OUT/grades.csv.
 
@@ -75,6 +74,7 @@ def grade(
     submission has a grade (a crash has one: 0), 1 when nbgrader or its gradebook failed, 2 when
     OUT is no course.
     """
+    Execute.manager = Contained if sandbox else Execute.manager
     table = grades(out, jobs, memory, again)
     typer.echo(show(table))
     if failed := int((table.status == "not graded").sum()):
@@ -107,7 +107,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> p
         if not (out / name).exists():
             fail(f"there is no {out / name}; `release` makes a course, you fill {out}/submitted")
     if apart(1, {"the kernel": (check_kernel,)}, out)["the kernel"][0] != "graded":
-        fail(f"the kernel python3 is not of {sys.prefix}, or it lacks dss; see {out}/logs", 1)
+        fail(f"python3 does not start, is not of {sys.prefix} or lacks dss; see {out}/logs", 1)
     found = [p for p in sorted((out / "submitted").glob("*")) if not p.name.startswith(".")]
     students = [path.name for path in found if path.is_dir()]
     pairs = [(student, name) for student in students for name in NAMES]
@@ -231,46 +231,12 @@ def logged(send, log: Path, call, *arguments) -> None:
 
 
 def check_kernel() -> tuple[str, str]:
-    """Whether the kernel `python3` is of this environment; without it all would be graded 0."""
+    """Whether the kernel `python3` starts, and is of this environment; else all would be graded 0."""
     code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    NotebookClient(notebook, kernel_name="python3", timeout=120).execute()
+    options = {"kernel_name": "python3", "kernel_manager_class": Execute.manager}
+    NotebookClient(notebook, timeout=120, **options).execute()
     return "graded", ""
-
-
-class Execute(preprocessors.Execute):
-    """nbgrader's, but outputs are cut as they arrive: its LimitOutput counts lines, and a single
-    line of hundreds of megabytes would be carried through all that follows."""
-
-    def preprocess(self, *arguments, **options):
-        self.said = Counter()
-        return super().preprocess(*arguments, **options)
-
-    def process_message(self, msg, cell, cell_index):
-        kind, content = msg["msg_type"], msg["content"]
-        if kind in ("stream", "display_data", "execute_result", "update_display_data", "error"):
-            key = cell_index, kind, content.get("name")
-            if self.said[key] >= MAX_OUTPUT:  # the first of each kind is kept: it may cost points
-                return None
-            content, size = cut(kind, content, MAX_OUTPUT - self.said[key])
-            self.said[key] += size
-            msg = msg | {"content": content}
-        return super().process_message(msg, cell, cell_index)
-
-
-def cut(kind: str, content: dict, room: int) -> tuple[dict, int]:
-    """A message of the kernel with at most about `room` characters; and the size it had."""
-    if kind == "stream":
-        text = content["text"]
-        short = text if len(text) <= room else text[:room] + " ... cut ..."
-        return content | {"text": short}, len(text)
-    if kind == "error":  # its name stays: nbgrader looks for it
-        lines = [line[:10_000] for line in content["traceback"][:1000]]
-        size = sum(map(len, lines))
-        return content | {"evalue": content["evalue"][:10_000], "traceback": lines}, size
-    sizes = {form: len(str(value)) for form, value in content["data"].items()}
-    kept = {form: value for form, value in content["data"].items() if sizes[form] <= room}
-    return content | {"data": kept or {"text/plain": "... cut ..."}}, sum(sizes.values())
 
 
 def autograde(out: Path, student: str, name: str) -> tuple[str, str]:

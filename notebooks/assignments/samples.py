@@ -36,6 +36,11 @@ def wrong(assignment: str, name: str, cell: str, *replace: tuple[str, str], also
     return Sample(name, [assignment], {cell: list(replace)}, loses)
 
 
+def choice(parameter: str, values: str) -> list[tuple[str, str]]:
+    """What to replace in the cell `choose` of 4_study, which varies alpha."""
+    return [('"alpha"', f'"{parameter}"'), ("[0.5, 0.8, 0.95]", values)]
+
+
 SAMPLES = [
     Sample("reference"),
     Sample("empty", solves=False, loses=["all"]),
@@ -184,7 +189,24 @@ SAMPLES = [
         ("def search(", "own = torch.Generator().manual_seed(group)\n\n\ndef search("),
         ("alpha, d, torch.Generator().manual_seed(group))", "alpha, d, own)"),
     ),
+    wrong(
+        "3_string",
+        "numbers-of-its-own",
+        "experiment",
+        ("def search(", "L0, alpha = 0.2, 0.9\n\n\ndef search("),
+    ),
     wrong("3_string", "disconnected", "verdict", ('else "not found"', 'else "disconnected"')),
+    Sample("chooses-depth", ["4_study"], {"choose": choice("max_depth", "[0, 2, 6]")}),
+    Sample("chooses-width", ["4_study"], {"choose": choice("width", "[4, 8, 16]")}),
+    Sample(
+        "width-ignored",
+        ["4_study"],
+        {
+            "choose": choice("width", "[4, 8, 16]"),
+            "run": [("polynomial_task(value) if", "polynomial_task() if")],
+        },
+        ["run-check"],
+    ),
     wrong("4_study", "two-values", "choose", ("[0.5, 0.8, 0.95]", "[0.5, 0.95]")),
     wrong(
         "4_study",

@@ -330,6 +330,11 @@ RIGHT = {
         BODY["segments"],
         "    return (dss.losses_along(task, thetas, n_t)[1].amax(dim=1) <= L0).tolist()\n",
     ),
+    "a tensor of answers": (
+        "segments",
+        BODY["segments"],
+        "    return dss.losses_along(task, thetas, n_t)[1].amax(dim=1) <= L0\n",
+    ),
     "level by level": ("find_string", BODY["find_string"], LEVEL_BY_LEVEL),
     "t* of the grid": (
         "find_string",

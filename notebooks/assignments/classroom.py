@@ -231,7 +231,7 @@ def logged(send, log: Path, call, *arguments) -> None:
 
 
 def check_kernel() -> tuple[str, str]:
-    """Whether the kernel `python3` starts, and is of this environment; else all would be graded 0."""
+    """Whether the kernel `python3` starts and is of this environment; else all would get 0."""
     code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     options = {"kernel_name": "python3", "kernel_manager_class": Execute.manager}

@@ -591,6 +591,24 @@ def graded(released):
     (cell,) = [c for c in chatty.cells if samples.grade_id(c) == "t_star"]
     cell.source = "print('x' * 100_000_000)\n\n\n" + cell.source
     put("chatty", chatty)
+    copied = solved(released)
+    for cell in [c for c in copied.cells if samples.grade_id(c).startswith("segments")]:
+        copied.cells.insert(copied.cells.index(cell), cell.copy() | {"id": cell.id + "-copy"})
+    put("copied", copied)
+    retyped = solved(released)
+    (cell,) = [c for c in retyped.cells if samples.grade_id(c) == "explain"]
+    cell.metadata.pop("nbgrader")
+    put("retyped", retyped)
+    wiped = solved(released)
+    (cell,) = [c for c in wiped.cells if samples.grade_id(c) == "t_star"]
+    folder = str(released / "autograded" / "wiped")
+    cell.source = f"import shutil\n\nshutil.rmtree({folder!r})\n\n\n" + cell.source
+    put("wiped", wiped)
+    put("two", release_of(released, "2_bead"))
+    samples.write(solved(released), submitted / "two/2_bead/2_bead-Copy1.ipynb")
+    (submitted / "linked/2_bead").mkdir(parents=True)
+    source_file = released / "source/2_bead/2_bead.ipynb"
+    (submitted / "linked/2_bead/2_bead.ipynb").symlink_to(source_file)
     put("repaired", release_of(released, "2_bead"))
     put("damaged", release_of(released, "2_bead"))
     (submitted / "damaged/2_bead/2_bead.ipynb").write_text('{"cells": [')
@@ -635,6 +653,22 @@ def test_a_line_of_100_megabytes_is_cut(graded, released):
     assert (row.status, row.checks) == ("graded", 14)
     copy = released / "autograded" / "chatty" / "2_bead" / "2_bead.ipynb"
     assert copy.stat().st_size < 3_000_000
+
+
+@slow
+def test_slips_and_tricks_are_told(graded):
+    rows = {
+        s: graded[2][0].loc[(s, "2_bead")] for s in ("copied", "retyped", "wiped", "two", "linked")
+    }
+    assert {s: (row.status, row.checks) for s, row in rows.items()} == {
+        "copied": ("graded", 14),
+        "retyped": ("graded", 14),
+        "wiped": ("refused", 0),
+        "two": ("graded", 0),
+        "linked": ("unreadable", 0),
+    }
+    assert rows["retyped"].deleted == "explain"
+    assert "2_bead-Copy1.ipynb" in rows["two"].note
 
 
 @slow

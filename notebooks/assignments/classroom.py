@@ -19,7 +19,7 @@ from typing import Annotated
 import nbformat
 import pandas as pd
 import typer
-from execution import Contained, Execute
+from execution import Contained, DeduplicateIds, Execute
 from nbclient import NotebookClient
 from nbgrader import preprocessors
 from nbgrader.apps import NbGraderAPI
@@ -166,7 +166,12 @@ def anew(out: Path, student: str, name: str) -> tuple[str, str]:
         status, note = prepare(out, student, name)
     except SQLAlchemyError as error:
         return "not graded", f"{type(error).__name__}: {error}".splitlines()[0][:100]
-    return autograde(out, student, name) if status == "graded" else (status, note)
+    if status == "graded":
+        status, why = autograde(out, student, name)
+        note = why or note
+        if status != "graded":
+            prepare(out, student, name)  # what was saved before it failed counts no more
+    return status, note
 
 
 def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
@@ -185,14 +190,16 @@ def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
         gradebook.db.commit()
     shutil.rmtree(out / "autograded" / student / name, ignore_errors=True)
     path = folder / f"{name}.ipynb"
+    if any(p.is_symlink() for p in (folder.parent, folder, path)):
+        return "unreadable", "a link, which may lead to anything; a file is expected"
+    rest = ", ".join(sorted(p.name for p in folder.glob("[!.]*") if p != path))
     if not path.is_file():
-        there = ", ".join(sorted(p.name for p in folder.glob("*"))) or "nothing"
-        return "no notebook", f"{path.name} is missing; there is {there}"
+        return "no notebook", f"{path.name} is missing; there is {rest or 'nothing'}"
     try:
         nbformat.validate(read(path))
     except Exception as error:  # whatever nbformat makes of a damaged file
         return "unreadable", f"{type(error).__name__}: {error}".splitlines()[0][:100]
-    return "graded", ""
+    return "graded", rest and f"not looked at: {rest}"
 
 
 def apart(jobs: int, calls: dict, out: Path) -> dict:
@@ -245,8 +252,8 @@ def autograde(out: Path, student: str, name: str) -> tuple[str, str]:
     if done["success"]:
         return "graded", ""
     log = done.get("log", "") + done["error"]
-    if "DeadKernelError" in log:
-        return "crashed", "the kernel died"
+    if "DeadKernelError" in log or "CellTimeoutError" in log:
+        return "crashed", "the kernel died, or could not be interrupted"
     errors = [line for line in log.splitlines() if "Error: " in line or "database" in line]
     ours = any(v in log for v in ("OperationalError", "No space left", "Kernel didn't respond"))
     return "not graded" if ours else "refused", (errors or ["see the log"])[0][:100]
@@ -282,7 +289,7 @@ def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
         "lost": ", ".join(f"{n} {s - top:g}" for n, (s, top) in sorted(checks.items()) if s < top),
         "waits": ", ".join(n for n, *_, waits, _ in entries if waits),
         "timed_out": ", ".join(late),
-        "deleted": ", ".join(n for n in checks if cells and n not in cells),
+        "deleted": ", ".join(n for n, *_ in entries if cells and n not in cells),
         "note": note,
     }
 
@@ -307,9 +314,10 @@ def course(out: Path) -> NbGraderAPI:
     """nbgrader in the folder of the course, with the settings there."""
     config = PyFileConfigLoader("nbgrader_config.py", path=str(out)).load_config()
     config.CourseDirectory.root = str(out.resolve())
-    steps = Autograde.class_traits()["autograde_preprocessors"].default()
-    ours = [Execute if step is preprocessors.Execute else step for step in steps]
-    config.Autograde.autograde_preprocessors = ours
+    ours = {preprocessors.Execute: Execute, preprocessors.DeduplicateIds: DeduplicateIds}
+    for name in ("sanitize_preprocessors", "autograde_preprocessors"):
+        steps = Autograde.class_traits()[name].default()
+        config.Autograde[name] = [ours.get(step, step) for step in steps]
     return NbGraderAPI(config=config)
 
 

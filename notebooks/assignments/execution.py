@@ -66,6 +66,17 @@ class Execute(preprocessors.Execute):
         return super().process_message(msg, cell, cell_index)
 
 
+class DeduplicateIds(preprocessors.DeduplicateIds):
+    """nbgrader's, but a copy of a cell keeps no marks at all: of empty ones nbgrader thinks that
+    they are of an old version, and refuses the whole notebook."""
+
+    def preprocess_cell(self, cell, resources, cell_index):
+        cell, resources = super().preprocess_cell(cell, resources, cell_index)
+        if cell.metadata.get("nbgrader") == {}:
+            del cell.metadata["nbgrader"]
+        return cell, resources
+
+
 def cut(kind: str, content: dict, room: int) -> tuple[dict, int]:
     """A message of the kernel with at most about `room` characters; and the size it had."""
     if kind == "stream":

@@ -230,9 +230,10 @@ def apart(jobs: int, calls: dict, out: Path) -> dict:
 
 
 def logged(send, log: Path, call, *arguments) -> None:
-    """Call, with what is written to the error stream in a file, and send what comes back."""
+    """Call, with what it and its kernel write in a file, and send what comes back."""
     signal.alarm(1200)  # ends this process, should a cell refuse to be interrupted
     with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         send.send(call(*arguments))
 

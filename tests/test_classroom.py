@@ -593,7 +593,8 @@ def graded(released):
     put("chatty", chatty)
     copied = solved(released)
     for cell in [c for c in copied.cells if samples.grade_id(c).startswith("segments")]:
-        copied.cells.insert(copied.cells.index(cell), cell.copy() | {"id": cell.id + "-copy"})
+        twin = nbformat.from_dict(cell | {"id": f"{cell.id}-copy"})
+        copied.cells.insert(copied.cells.index(cell), twin)
     put("copied", copied)
     retyped = solved(released)
     (cell,) = [c for c in retyped.cells if samples.grade_id(c) == "explain"]

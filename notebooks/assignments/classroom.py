@@ -19,8 +19,7 @@ from typing import Annotated
 import nbformat
 import pandas as pd
 import typer
-from execution import Contained, DeduplicateIds, Execute
-from nbclient import NotebookClient
+from execution import Contained, DeduplicateIds, Execute, check_kernel
 from nbgrader import preprocessors
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
@@ -236,15 +235,6 @@ def logged(send, log: Path, call, *arguments) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         send.send(call(*arguments))
-
-
-def check_kernel() -> tuple[str, str]:
-    """Whether the kernel `python3` starts and is of this environment; else all would get 0."""
-    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    options = {"kernel_name": "python3", "kernel_manager_class": Execute.manager}
-    NotebookClient(notebook, timeout=120, **options).execute()
-    return "graded", ""
 
 
 def autograde(out: Path, student: str, name: str) -> tuple[str, str]:

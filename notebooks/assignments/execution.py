@@ -5,7 +5,9 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+import nbformat
 from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
 from nbgrader import preprocessors
 
 import dss
@@ -64,6 +66,15 @@ class Execute(preprocessors.Execute):
             self.said[key] += size
             msg = msg | {"content": content}
         return super().process_message(msg, cell, cell_index)
+
+
+def check_kernel() -> tuple[str, str]:
+    """Whether the kernel `python3` starts and is of this environment; else all would get 0."""
+    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    options = {"kernel_name": "python3", "kernel_manager_class": Execute.manager}
+    NotebookClient(notebook, timeout=120, **options).execute()
+    return "graded", ""
 
 
 class DeduplicateIds(preprocessors.DeduplicateIds):

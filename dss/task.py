@@ -210,7 +210,12 @@ class Task:
 
         Returns:
             losses `(N,)` and gradients `(N, P)`.
+
+        Raises:
+            ValueError: thetas has another shape.
         """
+        if thetas.shape[1:] != (self.n_params,):  # at every step: what is right must cost nothing
+            check_theta(thetas, "thetas", (None, self.n_params))
         if self.function is not None:
             leaf = thetas.detach().requires_grad_()
             values = self.function(leaf)

@@ -201,3 +201,10 @@ def test_a_damaged_string_file(tmp_path):
     path.write_bytes(b"\x00" * 100)
     with needs(ValueError, str(path), "not a readable string file"):
         dss.load_string(path)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 1), (1, 3, 2)])
+@pytest.mark.parametrize("call", ["losses", "gradients"])
+def test_networks_that_are_no_stack(ring, call, shape):
+    with needs(ValueError, "thetas", str(shape), "(any, 2)"):
+        getattr(ring, call)(torch.ones(shape))

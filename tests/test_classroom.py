@@ -304,6 +304,11 @@ WRONG = {
         RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
     ),
     "one generator for all values": ("run", BODY["run"], f"    own = {SEEDED}\n{ONE_SEED}"),
+    "a network that is no stack": (
+        "train_bead",
+        "_, gradients = task.gradients(theta[None])",
+        "_, gradients = task.gradients(theta)[0], task.gradients(theta)[1][None]",
+    ),
 }
 
 # Answers that are as good as the reference; each keeps all checks.

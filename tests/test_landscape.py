@@ -42,6 +42,7 @@ CASES = [
     ("unit", *UNIT, 1.1, 1.0, 6, "connected"),
     ("unit", [1.0, 1.0], [-1.0, -1.0], 0.3, 0.5, 8, "depth exhausted"),  # t* at the saddle
     ("unit", [1.5, 0.5], [-0.5, -1.5], 0.3, 0.5, 8, "training stalled"),  # slides into the saddle
+    ("unit", [1.5, 1.0], [1.0, 1.0], 0.25 * (1 - 2**-53), 0.5, 0, "connected"),  # but for rounding
 ]
 TRACE = """([name, theta_1, theta_2, options]) => {
     const found = DSS.findString(DSS.LANDSCAPES[name], theta_1, theta_2, options);

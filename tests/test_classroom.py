@@ -720,6 +720,38 @@ def test_points_by_hand_reach_the_table_and_stay(graded, released):
         assert ("explain" in row.waits) is is_run
 
 
+def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, monkeypatch):
+    for name in (
+        "release",
+        "submitted/ada/2_bead",
+        "submitted/bob/2_bead",
+        "autograded/bob/2_bead",
+    ):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("nbgrader_config.py", "gradebook.db"):
+        (tmp_path / name).touch()
+    columns = {"status": "graded", "assignment": "2_bead", "timed_out": "", "note": "", "checks": 9}
+    digests = {"ada": "other", "bob": classroom.digest(tmp_path, "bob", "2_bead")}
+    rows = [{"student": s, "digest": v} | columns for s, v in digests.items()]
+    pd.DataFrame(rows).to_csv(tmp_path / "grades.csv", index=False)
+
+    def interrupted(jobs, calls, out):
+        if list(calls) == ["the kernel"]:
+            return {"the kernel": ("graded", "")}
+        assert list(calls) == [("ada", "2_bead")]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classroom, "apart", interrupted)
+    monkeypatch.setattr(classroom.resource, "setrlimit", lambda *_: None)
+    with pytest.raises(KeyboardInterrupt):
+        classroom.grades(tmp_path)
+    table = classroom.last(tmp_path).set_index("student")
+    assert table.checks.tolist() == ["9", "9"]
+    assert table.digest.to_dict() == {"ada": "", "bob": digests["bob"]}
+    with pytest.raises(KeyboardInterrupt):
+        classroom.grades(tmp_path)
+
+
 # Code that means harm
 
 MALICE = """

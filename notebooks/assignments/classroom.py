@@ -28,6 +28,8 @@ from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config import PyFileConfigLoader
 
+from dss.files import write as write_file
+
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
 Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
@@ -121,7 +123,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> p
     there = [pair for pair in pairs if out.joinpath("submitted", *pair).exists()]
     digests = {pair: digest(out, *pair) for pair in there}
     same = {} if again else unchanged(out, digests)
-    (out / "grades.csv").unlink(missing_ok=True)  # of an interrupted run nothing counts as known
+    forget(out, same)
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
     todo = {pair: (anew, out, *pair) for pair in there if pair not in same}
@@ -132,7 +134,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> p
     if not rows:
         fail(f"{out / 'submitted'} is empty; <student>/<assignment>/<assignment>.ipynb is expected")
     table = pd.DataFrame(rows)
-    table.to_csv(out / "grades.csv", index=False)
+    write_file(out / "grades.csv", table.to_csv(index=False).encode())
     return table
 
 
@@ -143,12 +145,25 @@ def digest(out: Path, student: str, name: str) -> str:
     return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()[:16]
 
 
+def last(out: Path) -> pd.DataFrame:
+    """grades.csv of the last run; empty where there is none, or one that nbgrader exported."""
+    path = out / "grades.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame()
+    return table if "digest" in table else pd.DataFrame(columns=["student", "assignment", "digest"])
+
+
+def forget(out: Path, same: dict) -> None:
+    """Take the digests of all others out of grades.csv: should this run be interrupted, the next
+    one knows nothing of what this one began, and the old table is still there."""
+    if len(table := last(out)):
+        pairs = zip(table.student, table.assignment, strict=True)
+        table.loc[[pair not in same for pair in pairs], "digest"] = ""
+        write_file(out / "grades.csv", table.to_csv(index=False).encode())
+
+
 def unchanged(out: Path, digests: dict) -> dict:
     """How those ended that were graded in full, in the last run, and are the same still."""
-    if not (out / "grades.csv").exists():
-        return {}
-    rows = pd.read_csv(out / "grades.csv", dtype=str, keep_default_na=False).to_dict("records")
-    old = {(row.get("student"), row.get("assignment")): row for row in rows}
+    old = {(row["student"], row["assignment"]): row for row in last(out).to_dict("records")}
     return {
         pair: ("graded", row["note"])
         for pair, value in digests.items()

@@ -1,0 +1,226 @@
+"""Networks as points: flat parameter vectors, the interpolated model, lengths."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+
+def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes of the parameters of a network, in the order in which `flatten` lays them.
+
+    Args:
+        module: the network.
+
+    Returns:
+        Shape by name; `{}` without parameters.
+    """
+    return {name: p.shape for name, p in module.named_parameters()}
+
+
+def flatten(source: torch.nn.Module | Mapping[str, Tensor]) -> Tensor:
+    """One flat vector that holds every parameter of a network.
+
+    Args:
+        source: a module, or a mapping from parameter names to the tensors of one network (not of
+            a stack).
+
+    Returns:
+        theta `(P,)`, a copy, on the device of the parameters.
+
+    Raises:
+        ValueError: there is no parameter.
+    """
+    tensors = (
+        [p.detach() for _, p in source.named_parameters()]
+        if isinstance(source, torch.nn.Module)
+        else list(source.values())
+    )
+    if not tensors:
+        raise ValueError(f"{type(source).__name__} has no parameter; a network needs at least one")
+    return torch.cat([p.reshape(-1) for p in tensors])
+
+
+def unflatten(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    """The named parameters that a flat vector stands for; the inverse of `flatten`.
+
+    Args:
+        theta: `(..., P)`.
+        shapes: name and shape of each parameter, as `shapes_of(module)` gives them.
+
+    Returns:
+        Views of `theta` by name, each `(..., *shape)`.
+
+    Raises:
+        ValueError: P is not the number of values that `shapes` hold.
+    """
+    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
+    if theta.shape[-1] != sum(sizes):
+        raise ValueError(f"theta has {theta.shape[-1]} values; these shapes hold {sum(sizes)}")
+    parts = theta.split(sizes, dim=-1)
+    return {
+        name: part.reshape(*theta.shape[:-1], *shape)
+        for (name, shape), part in zip(shapes.items(), parts, strict=True)
+    }
+
+
+def permute_units(
+    module: torch.nn.Module,
+    theta: Tensor,
+    order: Sequence[int],
+    layer: int = 0,
+    scale: Tensor | float = 1.0,
+) -> Tensor:
+    """The same networks with the units of one hidden layer in another order, and rescaled.
+
+    Their outputs stay the same; with ReLU or no activation they do so for any scale.
+
+    Args:
+        module: fully connected layers in sequence, with an elementwise activation between them.
+        theta: `(..., P)`.
+        order: `(h,)`, a permutation: unit i becomes the one that was `order[i]`.
+        layer: which hidden layer, from 0.
+        scale: > 0, a number, `(h,)` or `(..., h)`: weights and bias of each unit are multiplied by
+            it, the weights behind it divided.
+
+    Returns:
+        `(..., P)`.
+
+    Raises:
+        ValueError: there is no such hidden layer, or `order` is no permutation of its units.
+    """
+    parts = unflatten(theta, shapes_of(module))
+    weights = [name for name in parts if name.endswith("weight")]
+    if not 0 <= layer < len(weights) - 1:
+        raise ValueError(f"layer is {layer}; the network has hidden layers 0 to {len(weights) - 2}")
+    own, behind = weights[layer : layer + 2]
+    h, order = parts[own].shape[-2], list(order)
+    if sorted(order) != list(range(h)) or parts[behind].shape[-1] != h:
+        raise ValueError(f"order is {order}; a permutation of the {h} units is needed")
+    scale = torch.as_tensor(scale).to(theta).expand(*theta.shape[:-1], h)
+    parts[own] = parts[own][..., order, :] * scale[..., None]
+    bias = own.removesuffix("weight") + "bias"
+    if bias in parts:
+        parts[bias] = parts[bias][..., order] * scale
+    parts[behind] = parts[behind][..., order] / scale[..., None, :]
+    lead = theta.shape[:-1]
+    return torch.cat([part.reshape(*lead, -1) for part in parts.values()], dim=-1)
+
+
+def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:
+    """The interpolated model Theta(theta_1, theta_2, t) = theta_1 (1 - t) + theta_2 t.
+
+    t=0 gives `theta_1` and t=1 gives `theta_2`, exactly.
+
+    Args:
+        theta_1, theta_2: `(..., P)`, floating point, of one shape.
+        t: a number, or a tensor that broadcasts with the leading dimensions: `(n_t,)` for one pair
+            of `(P,)` vectors, `(M,)` for M pairs with a t each.
+
+    Returns:
+        `(..., P)` in the dtype and on the device of `theta_1`.
+
+    Raises:
+        TypeError: theta is not floating point.
+        ValueError: the two shapes differ.
+
+    Paper: Eq. (1), Sec. II.A.
+    """
+    check_theta(theta_1, "theta_1")
+    check_theta(theta_2, "theta_2")
+    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
+        raise ValueError(
+            f"theta_1 has shape {tuple(theta_1.shape)}, {theta_1.dtype}, and theta_2 "
+            f"{tuple(theta_2.shape)}, {theta_2.dtype}; both must be the same"
+        )
+    t = torch.as_tensor(t, dtype=theta_1.dtype, device=theta_1.device)[..., None]
+    return torch.lerp(theta_1, theta_2, t)
+
+
+def segment_lengths(thetas: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Euclidean distances between neighbours of a string.
+
+    Args:
+        thetas: `(K, P)`, ordered.
+        mask: `(P,)` bool, the parameters that count; all by default.
+
+    Returns:
+        `(K - 1,)` float64.
+    """
+    steps = thetas.double().diff(dim=0)
+    return (steps if mask is None else steps[:, mask]).norm(dim=1)
+
+
+def points_along(thetas: Tensor, position: Tensor) -> Tensor:
+    """Networks on a string at given fractions of its arc length.
+
+    Args:
+        thetas: `(K, P)`, ordered.
+        position: `(m,)` in [0, 1]; 0 and 1 give the ends.
+
+    Returns:
+        `(m, P)` in the dtype of `thetas`.
+
+    Raises:
+        ValueError: a position outside [0, 1].
+    """
+    position = torch.as_tensor(position, dtype=torch.float64, device=thetas.device)
+    if not bool(((position >= 0) & (position <= 1)).all()):
+        raise ValueError(f"position runs from {position.min():g} to {position.max():g}; [0, 1]")
+    length = segment_lengths(thetas)
+    ends = length.cumsum(0)
+    place = position * ends[-1]
+    k = torch.searchsorted(ends, place).clamp(max=len(length) - 1)
+    t = ((place - ends[k] + length[k]) / length[k].clamp(min=1e-300)).clamp(0, 1)
+    return interpolate(thetas[k], thetas[k + 1], t)
+
+
+def normalized_length(thetas: Tensor, mask: Tensor | None = None) -> float:
+    """Length of the string through `thetas` over the distance of its ends; 1 for a straight line.
+
+    Args:
+        thetas: `(K, P)`, ordered.
+        mask: `(P,)` bool, the parameters that count; all by default.
+
+    Returns:
+        A number >= 1 up to rounding; `inf` when a string with length returns to where it began.
+    """
+    length = float(segment_lengths(thetas, mask).sum())
+    straight = float(segment_lengths(thetas[[0, -1]], mask).sum())
+    if straight == 0:
+        return 1.0 if length == 0 else float("inf")
+    return length / straight
+
+
+def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = False) -> Tensor:
+    """Return `theta` when it is a floating-point tensor of `shape`, else say what is wrong with it.
+
+    Args:
+        theta: the tensor to check.
+        name: how the message calls it.
+        shape: expected shape, `None` for any size; a leading `...` for any leading dimensions.
+        finite: also refuse NaN and inf.
+
+    Raises:
+        TypeError: not a floating-point tensor.
+        ValueError: wrong shape, or a value that is not finite.
+    """
+    if not isinstance(theta, Tensor):
+        raise TypeError(f"{name} is a {type(theta).__name__}; a floating-point tensor is needed")
+    if not theta.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {theta.dtype}; floating point is needed: pass {name}.float()"
+        )
+    any_lead = bool(shape) and shape[0] is ...
+    wanted = shape[1:] if any_lead else shape
+    got = theta.shape[theta.dim() - len(wanted) :] if any_lead else theta.shape
+    if len(got) != len(wanted) or any(w not in (None, g) for g, w in zip(got, wanted, strict=True)):
+        text = ", ".join("..." if s is ... else "any" if s is None else str(s) for s in shape)
+        raise ValueError(f"{name} has shape {tuple(theta.shape)}; ({text}) is needed")
+    if finite and not torch.isfinite(theta).all():
+        bad = (~torch.isfinite(theta)).nonzero()
+        raise ValueError(
+            f"{name} holds {len(bad)} values that are NaN or inf, the first at index "
+            f"{tuple(bad[0].tolist())}; every value must be finite"
+        )
+    return theta

@@ -1,7 +1,7 @@
 """Searches that survive: their state in a file, and whose search it is."""
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,17 +9,15 @@ import torch
 from torch import Tensor
 
 from dss.files import load_tensors, save_tensors
+from dss.provenance import source
 from dss.task import Task
 
-FORMAT = "dss-checkpoint-1"
+CHECKPOINT_FORMAT = "dss-checkpoint-1"
 
 # Of a task; how work is cut into groups changes the rounding.
-SETTINGS = ("name", "loss", "metric", "eval_chunk", "memory")
+TASK_SETTINGS = ("name", "loss", "metric", "eval_chunk", "memory")
 
-# Modules that what is searched and trained depends on, beside the task's own tensors.
-SEARCH = ("theta", "dense", "networks", "task", "tasks", "checkpoint", "train", "curve", "sampling")
-
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 
 def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
@@ -34,8 +32,8 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     probe = task.init(1, generator).to(task.device)
     n = len(task.splits["train"][0]) if task.splits else 0
     batch = torch.arange(min(n, 100), device=task.device) if n else slice(None)
-    values = {"source of dss": source(SEARCH), "version of torch": torch.__version__}
-    values |= {name: getattr(task, name) for name in SETTINGS}
+    values = {"source of dss": source(*modules_of(task)), "version of torch": torch.__version__}
+    values |= {name: getattr(task, name) for name in TASK_SETTINGS}
     values |= {"device": task.device.type, "training batch": task.batch_size}
     for split, pair in task.splits.items():
         values |= {f"{split} {xy}": v for xy, v in zip("xy", pair, strict=True)}
@@ -46,13 +44,14 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     return {name: _as_text(value) for name, value in values.items()}
 
 
-def source(modules: Collection[str] | None = None) -> str:
-    """A digest of modules of dss, by default all: the slightest change may round otherwise."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if modules is None or path.stem in modules:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+def modules_of(task: Task) -> list[str]:
+    """The modules of dss that a search on a task begins from: its own, and those in which the
+    task's layers and functions are written.  What these import counts too."""
+    functions = [task.init_function, task.loss_function, task.metric_function, task.noise]
+    functions = [getattr(f, "func", f) for f in functions]  # of a partial
+    layers = [type(layer) for layer in task.module.modules()] if task.module else []
+    names = {getattr(code, "__module__", None) or "" for code in [*functions, *layers, type(task)]}
+    return sorted({"dss.sampling"} | {name for name in names if name.startswith("dss.")})
 
 
 def _as_text(value) -> str:
@@ -71,9 +70,8 @@ def save_state(path: str | Path, made_by: dict[str, str], state: Mapping) -> Non
     tensors = {name: v for name, v in state.items() if isinstance(v, Tensor)}
     values = {name: v for name, v in state.items() if name not in tensors}
     moved = [name for name, v in tensors.items() if v.device.type != "cpu"]
-    save_tensors(
-        Path(path), FORMAT, tensors, {"made by": made_by, "state": values, "on device": moved}
-    )
+    header = {"made by": made_by, "state": values, "on device": moved}
+    save_tensors(Path(path), CHECKPOINT_FORMAT, tensors, header)
 
 
 def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) -> dict | None:
@@ -95,7 +93,7 @@ def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) 
         tensors |= {name: tensors[name].to(device) for name in values["on device"]}
         return tensors | values["state"]
 
-    return load_tensors(path, FORMAT, build)
+    return load_tensors(path, CHECKPOINT_FORMAT, build)
 
 
 def once(
@@ -103,9 +101,9 @@ def once(
     task: Task,
     call: Mapping,
     generator: torch.Generator,
-    kind: type[T],
-    compute: Callable[[], T],
-) -> T:
+    kind: type[Result],
+    compute: Callable[[], Result],
+) -> Result:
     """`compute()`; or, where the file holds what the same call gave before, that.
 
     Args:
@@ -122,10 +120,10 @@ def once(
     if path is None:
         return compute()
     made_by = fingerprint(task, dict(call) | {"generator": generator.get_state()})
-    found = load_state(path, made_by, task.device)
-    if found:
-        generator.set_state(found.pop("generator"))
-        return kind(**found)
+    state = load_state(path, made_by, task.device)
+    if state:
+        generator.set_state(state.pop("generator"))
+        return kind(**state)
     save_state(path, made_by, {})  # a folder that cannot be written is an error now
     result = compute()
     save_state(path, made_by, vars(result) | {"generator": generator.get_state()})

@@ -1,195 +1,19 @@
-"""Networks as points: flat parameter vectors, the interpolated model, lengths."""
+"""What arguments must be: refused by name, with the value and what is allowed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-
-def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Names and shapes of the parameters of a network, in the order in which `flatten` lays them.
-
-    Args:
-        module: the network.
-
-    Returns:
-        Shape by name; `{}` without parameters.
-    """
-    return {name: p.shape for name, p in module.named_parameters()}
+T_RULES = ("max", "coarse", "grid", "midpoint")
 
 
-def flatten(source: torch.nn.Module | Mapping[str, Tensor]) -> Tensor:
-    """One flat vector that holds every parameter of a network.
-
-    Args:
-        source: a module, or a mapping from parameter names to the tensors of one network (not of
-            a stack).
-
-    Returns:
-        theta `(P,)`, a copy, on the device of the parameters.
-
-    Raises:
-        ValueError: there is no parameter.
-    """
-    tensors = (
-        [p.detach() for _, p in source.named_parameters()]
-        if isinstance(source, torch.nn.Module)
-        else list(source.values())
-    )
-    if not tensors:
-        raise ValueError(f"{type(source).__name__} has no parameter; a network needs at least one")
-    return torch.cat([p.reshape(-1) for p in tensors])
-
-
-def unflatten(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    """The named parameters that a flat vector stands for; the inverse of `flatten`.
-
-    Args:
-        theta: `(..., P)`.
-        shapes: name and shape of each parameter, as `shapes_of(module)` gives them.
-
-    Returns:
-        Views of `theta` by name, each `(..., *shape)`.
-
-    Raises:
-        ValueError: P is not the number of values that `shapes` hold.
-    """
-    sizes = [torch.Size(shape).numel() for shape in shapes.values()]
-    if theta.shape[-1] != sum(sizes):
-        raise ValueError(f"theta has {theta.shape[-1]} values; these shapes hold {sum(sizes)}")
-    parts = theta.split(sizes, dim=-1)
-    return {
-        name: part.reshape(*theta.shape[:-1], *shape)
-        for (name, shape), part in zip(shapes.items(), parts, strict=True)
-    }
-
-
-def permute_units(
-    module: torch.nn.Module,
-    theta: Tensor,
-    order: Sequence[int],
-    layer: int = 0,
-    scale: Tensor | float = 1.0,
-) -> Tensor:
-    """The same networks with the units of one hidden layer in another order, and rescaled.
-
-    Their outputs stay the same; with ReLU or no activation they do so for any scale.
-
-    Args:
-        module: fully connected layers in sequence, with an elementwise activation between them.
-        theta: `(..., P)`.
-        order: `(h,)`, a permutation: unit i becomes the one that was `order[i]`.
-        layer: which hidden layer, from 0.
-        scale: > 0, a number, `(h,)` or `(..., h)`: weights and bias of each unit are multiplied by
-            it, the weights behind it divided.
-
-    Returns:
-        `(..., P)`.
-
-    Raises:
-        ValueError: there is no such hidden layer, or `order` is no permutation of its units.
-    """
-    parts = unflatten(theta, shapes_of(module))
-    weights = [name for name in parts if name.endswith("weight")]
-    if not 0 <= layer < len(weights) - 1:
-        raise ValueError(f"layer is {layer}; the network has hidden layers 0 to {len(weights) - 2}")
-    own, behind = weights[layer : layer + 2]
-    h, order = parts[own].shape[-2], list(order)
-    if sorted(order) != list(range(h)) or parts[behind].shape[-1] != h:
-        raise ValueError(f"order is {order}; a permutation of the {h} units is needed")
-    scale = torch.as_tensor(scale).to(theta).expand(*theta.shape[:-1], h)
-    parts[own] = parts[own][..., order, :] * scale[..., None]
-    bias = own.removesuffix("weight") + "bias"
-    if bias in parts:
-        parts[bias] = parts[bias][..., order] * scale
-    parts[behind] = parts[behind][..., order] / scale[..., None, :]
-    lead = theta.shape[:-1]
-    return torch.cat([part.reshape(*lead, -1) for part in parts.values()], dim=-1)
-
-
-def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:
-    """The interpolated model Theta(theta_1, theta_2, t) = theta_1 (1 - t) + theta_2 t.
-
-    t=0 gives `theta_1` and t=1 gives `theta_2`, exactly.
-
-    Args:
-        theta_1, theta_2: `(..., P)`, floating point, of one shape.
-        t: a number, or a tensor that broadcasts with the leading dimensions: `(n_t,)` for one pair
-            of `(P,)` vectors, `(M,)` for M pairs with a t each.
-
-    Returns:
-        `(..., P)` in the dtype and on the device of `theta_1`.
-
-    Raises:
-        TypeError: theta is not floating point.
-        ValueError: the two shapes differ.
-
-    Paper: Eq. (1), Sec. II.A.
-    """
-    check_theta(theta_1, "theta_1")
-    check_theta(theta_2, "theta_2")
-    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
-        raise ValueError(
-            f"theta_1 has shape {tuple(theta_1.shape)}, {theta_1.dtype}, and theta_2 "
-            f"{tuple(theta_2.shape)}, {theta_2.dtype}; both must be the same"
-        )
-    t = torch.as_tensor(t, dtype=theta_1.dtype, device=theta_1.device)[..., None]
-    return torch.lerp(theta_1, theta_2, t)
-
-
-def segment_lengths(thetas: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Euclidean distances between neighbours of a string.
-
-    Args:
-        thetas: `(K, P)`, ordered.
-        mask: `(P,)` bool, the parameters that count; all by default.
-
-    Returns:
-        `(K - 1,)` float64.
-    """
-    steps = thetas.double().diff(dim=0)
-    return (steps if mask is None else steps[:, mask]).norm(dim=1)
-
-
-def points_along(thetas: Tensor, position: Tensor) -> Tensor:
-    """Networks on a string at given fractions of its arc length.
-
-    Args:
-        thetas: `(K, P)`, ordered.
-        position: `(m,)` in [0, 1]; 0 and 1 give the ends.
-
-    Returns:
-        `(m, P)` in the dtype of `thetas`.
-
-    Raises:
-        ValueError: a position outside [0, 1].
-    """
-    position = torch.as_tensor(position, dtype=torch.float64, device=thetas.device)
-    if not bool(((position >= 0) & (position <= 1)).all()):
-        raise ValueError(f"position runs from {position.min():g} to {position.max():g}; [0, 1]")
-    length = segment_lengths(thetas)
-    ends = length.cumsum(0)
-    place = position * ends[-1]
-    k = torch.searchsorted(ends, place).clamp(max=len(length) - 1)
-    t = ((place - ends[k] + length[k]) / length[k].clamp(min=1e-300)).clamp(0, 1)
-    return interpolate(thetas[k], thetas[k + 1], t)
-
-
-def normalized_length(thetas: Tensor, mask: Tensor | None = None) -> float:
-    """Length of the string through `thetas` over the distance of its ends; 1 for a straight line.
-
-    Args:
-        thetas: `(K, P)`, ordered.
-        mask: `(P,)` bool, the parameters that count; all by default.
-
-    Returns:
-        A number >= 1 up to rounding; `inf` when a string with length returns to where it began.
-    """
-    length = float(segment_lengths(thetas, mask).sum())
-    straight = float(segment_lengths(thetas[[0, -1]], mask).sum())
-    if straight == 0:
-        return 1.0 if length == 0 else float("inf")
-    return length / straight
+def lookup(table: Mapping, key, what: str):
+    """`table[key]`, or a ValueError that lists the known keys."""
+    if key not in table:
+        known = ", ".join(repr(k) for k in table)
+        raise ValueError(f"unknown {what} {key!r}; known: {known}")
+    return table[key]
 
 
 def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = False) -> Tensor:
@@ -224,3 +48,78 @@ def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = 
             f"{tuple(bad[0].tolist())}; every value must be finite"
         )
     return theta
+
+
+def check_alike(theta_1: Tensor, theta_2: Tensor) -> None:
+    """Raise ValueError unless two thetas have one shape and one dtype."""
+    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
+        raise ValueError(
+            f"theta_1 is {theta_1.dtype} of shape {tuple(theta_1.shape)} and theta_2 "
+            f"{theta_2.dtype} of shape {tuple(theta_2.shape)}; both must be the same"
+        )
+
+
+def check_segments(theta_1: Tensor, theta_2: Tensor, n_params: int) -> None:
+    """Refuse what are not the ends of one segment, `(P,)`, or of several, `(S, P)`.
+
+    Raises:
+        TypeError: not floating-point tensors.
+        ValueError: another shape, unlike ends, NaN or inf.
+    """
+    is_stack = isinstance(theta_1, Tensor) and theta_1.dim() > 1
+    shape = (None, n_params) if is_stack else (n_params,)
+    check_theta(theta_1, "theta_1", shape, finite=True)
+    check_theta(theta_2, "theta_2", shape, finite=True)
+    check_alike(theta_1, theta_2)
+
+
+def check_pairs(theta_1: Tensor, theta_2: Tensor, n_params: int) -> None:
+    """Refuse what are not the networks of at least one pair, `(M, P)` each.
+
+    Raises:
+        TypeError, ValueError: as in `check_segments`.
+    """
+    for name, theta in (("theta_1", theta_1), ("theta_2", theta_2)):
+        check_theta(theta, name, (None, n_params), finite=True)
+    check_alike(theta_1, theta_2)
+    if len(theta_1) == 0:
+        raise ValueError("there is no pair: theta_1 has 0 rows; at least 1 is needed")
+
+
+def per_pair(value: float | Tensor, n_pairs: int, name: str) -> Tensor:
+    """`(M,)` float64 on the CPU from one value or from one for each of M pairs."""
+    value = torch.as_tensor(value, dtype=torch.float64).cpu()
+    if value.shape not in ((), (n_pairs,)):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; one value or ({n_pairs},)")
+    return value.expand(n_pairs)
+
+
+def check_rule(t_star: str) -> None:
+    """Raise ValueError for an unknown rule for t*."""
+    if t_star not in T_RULES:
+        raise ValueError(f"unknown t_star {t_star!r}; known: {', '.join(map(repr, T_RULES))}")
+
+
+def check_grid(n_t: int) -> None:
+    """Raise ValueError for fewer than three grid points."""
+    if n_t < 3 or n_t != int(n_t):
+        raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
+
+
+def check_search(L0: Tensor, alpha: Tensor, max_depth, n_t, t_star, slack, insert_first) -> None:
+    """Raise ValueError for an argument of a search that is out of range; L0, alpha `(M,)`."""
+    if not bool(((L0 > 0) & torch.isfinite(L0)).all()):
+        raise ValueError(f"L0 is {L0[~(L0 > 0)].tolist() or L0.tolist()}; finite and > 0 is needed")
+    if not bool(((alpha > 0) & (alpha <= 1)).all()):
+        bad = alpha[~((alpha > 0) & (alpha <= 1))][0]
+        raise ValueError(f"alpha is {float(bad)}; 0 < alpha <= 1 is needed")
+    if max_depth < 0 or max_depth != int(max_depth):
+        raise ValueError(f"max_depth is {max_depth}; a whole number >= 0 is needed")
+    if max_depth > 40:
+        raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
+    if insert_first and max_depth < 1:
+        raise ValueError("max_depth is 0; insert_first=True needs a depth of at least 1")
+    check_grid(n_t)
+    check_rule(t_star)
+    if not slack >= 1:
+        raise ValueError(f"slack is {slack}; it must be >= 1")

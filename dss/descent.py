@@ -1,18 +1,12 @@
-"""Gradient descent of a stack of networks, each to its own target loss."""
+"""One step of a descent, by optimiser; and the settings of a whole one."""
 
+import dataclasses
+import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
-
-from dss.checkpoint import once
-from dss.task import Task
-from dss.theta import check_theta
 
 
 def _rmsprop(theta, gradient, state, step, lr) -> None:
@@ -38,311 +32,73 @@ def _sgd(theta, gradient, state, step, lr) -> None:
 # and knows no rows that leave.  With each rule how many `(N, P)` tensors of state it keeps.
 OPTIMIZERS = {"rmsprop": (_rmsprop, 1), "adam": (_adam, 2), "sgd": (_sgd, 0)}
 
-# Flat vectors that training holds per network: start, result, itself, its gradient in parts and
-# joined, two of the optimiser's state and two of its temporaries.
-TRAINING_COPIES = 9
 
-# A network has to lower its best loss by this fraction within `patience` steps.
-LEAST_PROGRESS = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """What `train_to` returns; row i belongs to network i.
+@dataclass(frozen=True)
+class Training:
+    """How networks descend.  Functions that train take these as keyword arguments.
 
     Attributes:
-        thetas: `(N, P)`, the last point of each descent.
-        reached: `(N,)` bool, the metric is at or below the target.
-        steps: `(N,)` int64, gradient steps spent.
-        losses: `(N,)` float64, the metric at `thetas`.
-        status: why each descent ended: `reached`, `stalled`, `budget spent` or `not finite`.
-    """
-
-    thetas: Tensor
-    reached: Tensor
-    steps: Tensor
-    losses: Tensor
-    status: list[str]
-
-
-@dataclass(frozen=True, eq=False)
-class Endpoints:
-    """What `train_endpoints` returns, for T thresholds.
-
-    Attributes:
-        thetas: `(T, n, P)`, every one at or below its threshold.
-        n_drawn: `(T,)` int64, networks drawn.
-        n_discarded: `(T,)` int64, drawn networks that did not get there (dead or stuck).
-        steps: `(T, n)` int64, gradient steps each one took.
-    """
-
-    thetas: Tensor
-    n_drawn: Tensor
-    n_discarded: Tensor
-    steps: Tensor
-
-
-def train_endpoints(
-    task: Task,
-    n: int,
-    L0: list[float],
-    generator: torch.Generator | None = None,
-    checkpoint: str | Path | None = None,
-    **training,
-) -> Endpoints:
-    """Draw networks until `n` of them are trained to each of the thresholds.
-
-    Networks that stall are discarded, counted and drawn anew.
-
-    Args:
-        task: gives initial values, loss and metric.
-        n: networks for each threshold.
-        L0: T thresholds.
-        generator: CPU generator for initial values and data order; by default one with seed 0.
-        checkpoint: a file that holds the result; the same call, made again, returns it at once.
-        training: keyword arguments of `train_to`.
-
-    Returns:
-        `Endpoints`.
-
-    Raises:
-        RuntimeError: after 20 rounds of drawing there are still too few.
-        ValueError: n < 1, or a checkpoint that is damaged or of another call.
-        OSError: the checkpoint cannot be written.
-
-    Paper: step 1, Sec. II.B.
-    """
-    generator = generator or torch.Generator().manual_seed(0)
-    if n < 1:
-        raise ValueError(f"n is {n}; at least one network is needed")
-    targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
-    call = training | {"n": n, "L0": targets}
-    draw = partial(_draw_endpoints, task, n, targets, generator, training)
-    return once(checkpoint, task, call, generator, Endpoints, draw)
-
-
-def _draw_endpoints(task, n, targets, generator, training) -> Endpoints:
-    """`train_endpoints` without a checkpoint."""
-    found: list[list[Tensor]] = [[] for _ in targets]
-    steps: list[list[int]] = [[] for _ in targets]
-    # The rate of success is not known beforehand.  Spare networks cost next to nothing where steps
-    # are small, and their full share with minibatches.
-    spare = 1.33 if steps_see_all(task, training.get("batch_size")) else 1
-    drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
-    for _ in range(20):
-        rates = [len(f) / max(1, int(d)) for f, d in zip(found, drawn, strict=True)]
-        missing = [
-            math.ceil(max(spare, 1 / rate if rate else spare) * (n - len(f)))
-            for f, rate in zip(found, rates, strict=True)
-        ]
-        if not any(missing):
-            break
-        of = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
-        thetas = task.init(len(of), generator)
-        trained = train_to(task, thetas, targets[of], generator=generator, **training)
-        for i, k in enumerate(of.tolist()):
-            drawn[k] += 1
-            if not trained.reached[i]:
-                discarded[k] += 1
-            elif len(found[k]) < n:
-                found[k].append(trained.thetas[i])
-                steps[k].append(int(trained.steps[i]))
-    for k, f in enumerate(found):
-        if len(f) < n:
-            raise RuntimeError(
-                f"{task.name}: {len(f)} of {int(drawn[k])} networks reached "
-                f"{task.metric} {float(targets[k]):.4g}; {n} are needed"
-            )
-    stack = torch.stack([torch.stack(f) for f in found])
-    return Endpoints(stack, drawn, discarded, torch.tensor(steps))
-
-
-def train_to(
-    task: Task,
-    thetas: Tensor,
-    target: float | Tensor,
-    optimizer: str = "rmsprop",
-    lr: float = 1e-3,
-    batch_size: int | None = None,
-    max_steps: int = 20_000,
-    generator: torch.Generator | None = None,
-    patience: int = 1_000,
-    check_every: int | None = None,
-    checkpoint: str | Path | None = None,
-) -> Trained:
-    """Descend the training loss of each network until its metric is at or below `target`.
-
-    "At" allows for rounding, 8 machine epsilons of the thetas' dtype and 1e-5 at most.
-
-    Every network is its own descent; those that are done leave the batch with their optimiser
-    state.  All share one data order, drawn from `generator`, so that a network trained alone sees
-    the same batches as in a stack.
-
-    Args:
-        task: gives the training loss and the metric, which is measured on the evaluation set.
-        thetas: `(N, P)` starting points, or `(P,)` for one.
-        target: one value, or `(N,)`, in the unit of `task.metric`.
         optimizer: `"rmsprop"`, `"adam"` or `"sgd"`.
-        lr: learning rate.
+        lr: learning rate, > 0.
         batch_size: samples per gradient step; None: the task's own, for polynomials all.
         max_steps: most gradient steps for a network.
-        generator: CPU generator of the data order; a new one with seed 0 by default.
         patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
-        check_every: gradient steps between measurements of the metric; by default 1 with the whole
+        check_every: gradient steps between measurements of the metric; None: 1 with the whole
             training sample in each step, else 20.
-        checkpoint: a file that holds the result; the same call, made again, returns it at once.
-
-    Returns:
-        `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
 
     Raises:
-        TypeError, ValueError: a bad theta, or an argument out of range; ValueError too for a
-            checkpoint that is damaged or of another call.
-        OSError: the checkpoint cannot be written.
-
-    Paper: steps 1 and 3, Sec. II.B.
+        ValueError: a value out of range.
     """
-    thetas = check_theta(thetas, "thetas", (..., task.n_params), finite=True)
-    thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params))
-    if len(thetas) == 0:
-        raise ValueError("thetas has 0 rows; at least one network is needed")
-    check_training(optimizer, lr, max_steps, patience, check_every)
-    n, device = len(thetas), task.device
-    target = torch.as_tensor(target, dtype=torch.float64, device=device)
-    if target.shape not in ((), (n,)):
-        raise ValueError(f"target has shape {tuple(target.shape)}; one value or ({n},) is needed")
-    target = target.expand(n)
-    target = target * (1 + rounding(thetas.dtype))
-    if not bool((target > 0).all()):
-        raise ValueError(f"target is {float(target.min())}; it must be > 0")
-    generator = generator or torch.Generator().manual_seed(0)
-    thetas = thetas.detach().to(device)
-    settings = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size}
-    settings |= {"max_steps": int(max_steps), "patience": patience, "check_every": check_every}
-    call = settings | {"thetas": thetas, "target": target}
-    train = partial(_train_groups, task, thetas, target, generator, **settings)
-    return once(checkpoint, task, call, generator, Trained, train)
+
+    optimizer: str = "rmsprop"
+    lr: float = 1e-3
+    batch_size: int | None = None
+    max_steps: int = 20_000
+    patience: int = 1_000
+    check_every: int | None = None
+
+    def __post_init__(self):
+        if self.optimizer not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be > 0 and finite")
+        least = {"batch_size": 1, "max_steps": 0, "patience": 1, "check_every": 1}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if value is None and name in ("batch_size", "check_every"):
+                continue
+            if not (lowest <= value < math.inf and value == int(value)):
+                raise ValueError(f"{name} is {value}; a whole number >= {lowest} is needed")
+            object.__setattr__(self, name, int(value))  # 1e4 is as good as 10_000
 
 
-def _train_groups(
-    task, thetas, target, generator, optimizer, lr, batch_size, max_steps, patience, check_every
-) -> Trained:
-    """`train_to` in groups that fit memory."""
-    n, device = len(thetas), task.device
-    begin, longest = generator.get_state(), -1
-    result = Trained(
-        thetas=torch.empty_like(thetas),
-        reached=torch.empty(n, dtype=torch.bool, device=device),
-        steps=torch.empty(n, dtype=torch.int64, device=device),
-        losses=torch.empty(n, dtype=torch.float64, device=device),
-        status=[],
-    )
-    limits = max_steps, patience, check_every
-    for rows in torch.arange(n).split(task.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
-        # Every group sees the same batches; the caller's generator ends where the longest one does.
-        own = torch.Generator()
-        own.set_state(begin)
-        batches = _batches(task, batch_size, own)
-        part = slice(int(rows[0]), int(rows[-1]) + 1)
-        group = _descend(task, thetas[part], target[part], optimizer, lr, batches, *limits)
-        for name in ("thetas", "reached", "steps", "losses"):
-            getattr(result, name)[part] = getattr(group, name)
-        result.status.extend(group.status)
-        if int(group.steps.max()) > longest:
-            longest = int(group.steps.max())
-            generator.set_state(own.get_state())
-    return result
+TRAINING_SETTINGS = tuple(field.name for field in dataclasses.fields(Training))
 
 
-def _descend(
-    task, thetas, target, optimizer, lr, batches, max_steps, patience, check_every
-) -> Trained:
-    """`train_to` for networks that fit memory together."""
-    check_every = check_every or (1 if batches.whole else 20)
-    result, theta = thetas.clone(), thetas.clone()
-    # A number or two per network: NumPy takes a fifth of the time that torch takes for so little.
-    value = task.losses(theta).double().cpu().numpy()
-    goal, losses, steps = target.cpu().numpy(), value.copy(), np.zeros(len(value), dtype=np.int64)
-    status = np.full(len(value), "", dtype=object)
+def training_of(settings: dict) -> Training:
+    """`Training(**settings)`; TypeError for a name that it does not have, with those it has."""
+    for name in settings:
+        if name not in TRAINING_SETTINGS:
+            known = ", ".join(TRAINING_SETTINGS)
+            raise TypeError(f"unknown argument {name!r}; the settings of training are: {known}")
+    return Training(**settings)
 
-    rows = np.arange(len(value))  # networks that still descend
-    floor, best_step = value * (1 - LEAST_PROGRESS), steps.copy()  # below it is an improvement
-    update, n_state = OPTIMIZERS[optimizer]
-    state = [torch.zeros_like(theta) for _ in range(n_state)]
-    step = 0
-    while True:
-        improved = value < floor
-        floor = np.where(improved, (1 - LEAST_PROGRESS) * value, floor)
-        best_step[improved] = step
-        stalled = step - best_step >= patience
-        leave = (value <= goal) | ~np.isfinite(value) | stalled | (step >= max_steps)
-        if leave.any():
-            both = leave.nonzero()[0], (~leave).nonzero()[0]
-            gone, stay = (torch.from_numpy(i).to(theta.device) for i in both)
-            # An error rate can be low, and some losses finite, at parameters that are not.
-            finite = torch.isfinite(theta[gone]).all(dim=1).cpu().numpy()
-            finite &= np.isfinite(value[leave])
-            ends = [finite & (value <= goal)[leave], ~finite, stalled[leave]]
-            left = rows[leave]
-            status[left] = np.select(ends, ["reached", "not finite", "stalled"], "budget spent")
-            losses[left], steps[left] = value[leave], step
-            result[torch.from_numpy(left).to(theta.device)] = theta[gone]
-            if len(stay) == 0:
-                break
-            rows, goal, floor, best_step = (v[~leave] for v in (rows, goal, floor, best_step))
-            theta, state = theta[stay], [v[stay] for v in state]
-        for _ in range(min(check_every, max_steps - step)):
-            gradient = task.gradients(theta, next(batches), batches.generator)[1]
-            step += 1
-            update(theta, gradient, state, step, lr)
-        value = task.losses(theta).double().cpu().numpy()
-    found = (torch.from_numpy(v).to(task.device) for v in (status == "reached", steps, losses))
-    return Trained(result, *found, status.tolist())
+
+def takes_training(function: Callable) -> Callable:
+    """Show the fields of `Training` in the signature of a function that takes `**training`."""
+    signature = inspect.signature(function)
+    *own, _ = signature.parameters.values()
+    fields = [
+        inspect.Parameter(
+            f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=f.type
+        )
+        for f in dataclasses.fields(Training)
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *fields])
+    return function
 
 
 def rounding(dtype: torch.dtype) -> float:
     """Relative margin by which a loss at a threshold may lie above it: 8 epsilons, 1e-5 at most."""
     return min(8 * torch.finfo(dtype).eps, 1e-5)
-
-
-def steps_see_all(task: Task, batch_size: int | None) -> bool:
-    """Whether every gradient step sees the whole training sample; ValueError for a size < 1."""
-    size = task.batch_size if batch_size is None else batch_size
-    if size is not None and size < 1:
-        raise ValueError(f"batch_size is {size}; at least 1 is needed")
-    return size is None or not task.splits or size >= len(task.splits["train"][0])
-
-
-def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
-    """Raise ValueError for an argument of `train_to` that is out of range."""
-    for name, value in (("max_steps", max_steps), ("patience", patience)):
-        if value != int(value):
-            raise ValueError(f"{name} is {value}; a whole number is needed")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-    if not lr > 0:
-        raise ValueError(f"lr is {lr}; it must be > 0")
-    if max_steps < 0 or patience < 1 or (check_every is not None and check_every < 1):
-        raise ValueError(
-            f"max_steps is {max_steps} (>= 0), patience {patience} (>= 1), "
-            f"check_every {check_every} (>= 1 or None)"
-        )
-
-
-class _batches(Iterator):
-    """Batches of training indices, epoch after epoch, from one generator."""
-
-    def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator):
-        self.whole = steps_see_all(task, batch_size)
-        self.size = batch_size or task.batch_size
-        self.n = None if self.whole else len(task.splits["train"][0])
-        self.device, self.order = task.device, torch.empty(0, dtype=torch.int64)
-        self.generator = generator
-
-    def __next__(self) -> Tensor | slice:
-        if self.whole:
-            return slice(None)
-        if len(self.order) < self.size:  # the rest of an epoch that fills no batch is dropped
-            self.order = torch.randperm(self.n, generator=self.generator)
-        batch, self.order = self.order[: self.size], self.order[self.size :]
-        return batch.to(self.device)

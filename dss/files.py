@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-T = TypeVar("T")
+Built = TypeVar("Built")
 
 
 def write(path: Path, content: bytes) -> None:
@@ -50,7 +50,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], values: M
     write(path, save(tensors, {"format": kind, what: text, "sha256": _digest(tensors, text)}))
 
 
-def load_tensors(path: Path, kind: str, build: Callable[[dict, dict], T]) -> T:
+def load_tensors(path: Path, kind: str, build: Callable[[dict, dict], Built]) -> Built:
     """What `build(tensors, values)` makes of a file that `save_tensors` wrote.
 
     Raises:

@@ -1,15 +1,29 @@
 """One function per kind of figure: arrays and tables in, a matplotlib Figure out."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-PALETTE = sns.color_palette("colorblind")
+if TYPE_CHECKING:
+    import pandas as pd
+
+# seaborn's palette "colorblind"; importing seaborn for it would take longer than all the rest.
+PALETTE = [
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#d55e00",
+    "#cc78bc",
+    "#ca9161",
+    "#fbafe4",
+    "#949494",
+    "#ece133",
+    "#56b4e9",
+]
 MARKERS = "osD^vPX"
 STYLE = {
     "figure.dpi": 110,
@@ -28,11 +42,15 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-plt.rcParams.update(STYLE)
+
+
+def use_style() -> None:
+    """Draw all figures of this process in the style of the companion."""
+    plt.rcParams.update(STYLE)
 
 
 def means(
-    table: pd.DataFrame,
+    table: "pd.DataFrame",
     x: str,
     panels: Mapping[str, str],
     by: str,
@@ -99,7 +117,7 @@ def means(
 
 
 def curves(
-    table: pd.DataFrame,
+    table: "pd.DataFrame",
     x: str,
     y: str,
     by: str,
@@ -107,7 +125,7 @@ def curves(
     y_label: str,
     L0: float | None = None,
     log_y: bool = False,
-    marks: pd.DataFrame | None = None,
+    marks: "pd.DataFrame | None" = None,
 ) -> Figure:
     """Lines of `y` against `x`, one per group, with the threshold L0 and marked points.
 
@@ -136,7 +154,7 @@ def curves(
     return figure
 
 
-def paths(table: pd.DataFrame, L0: float, unit: str = "loss", log_y: bool = True) -> Figure:
+def paths(table: "pd.DataFrame", L0: float, unit: str = "loss", log_y: bool = True) -> Figure:
     """The loss along paths against arc length, with the networks of all but the first marked.
 
     Args:
@@ -151,11 +169,11 @@ def paths(table: pd.DataFrame, L0: float, unit: str = "loss", log_y: bool = True
 
 
 def envelopes(
-    curves: pd.DataFrame,
-    pieces: pd.DataFrame,
+    curves: "pd.DataFrame",
+    pieces: "pd.DataFrame",
     L0: float,
     y_label: str,
-    points: pd.DataFrame | None = None,
+    points: "pd.DataFrame | None" = None,
     log_y: bool = False,
 ) -> Figure:
     """Losses along a segment under the bounds that are proved on its pieces.
@@ -258,7 +276,7 @@ def contour_panels(
     return figure
 
 
-def string_3d(strings: Sequence[pd.DataFrame], titles: Sequence[str], L0: float) -> Figure:
+def string_3d(strings: Sequence["pd.DataFrame"], titles: Sequence[str], L0: float) -> Figure:
     """Strings in three principal components, coloured by loss relative to L0.
 
     Args:
@@ -271,8 +289,7 @@ def string_3d(strings: Sequence[pd.DataFrame], titles: Sequence[str], L0: float)
     top = max(np.log10(s.loss.max() / L0) for s in strings)
     colours = {"vmin": -max(top, 0.3), "vmax": max(top, 0.3), "cmap": "coolwarm"}
     names = ["pc1", "pc2", "pc3"]
-    every = pd.concat(strings)[names]
-    limits = [(every[name].min(), every[name].max()) for name in names]
+    limits = [(min(s[n].min() for s in strings), max(s[n].max() for s in strings)) for n in names]
     axes = []
     for i, (string, title) in enumerate(zip(strings, titles, strict=True)):
         axis = figure.add_subplot(-(-n // 2), min(n, 2), i + 1, projection="3d")

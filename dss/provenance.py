@@ -1,16 +1,74 @@
 """Where something came from: versions, commit, hashes and hardware, as the manifests state them."""
 
+import ast
 import hashlib
 import json
 import platform
 import subprocess
 import sys
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-PROJECT = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
+PROJECT = PACKAGE.parent
+
+
+def source(*roots: str) -> str:
+    """A digest of modules of dss: the slightest change may round otherwise.
+
+    Args:
+        roots: names of modules (`dss.sampling`); these count, and all that they import, directly
+            or not.  Without any the whole package counts.
+    """
+    modules = module_files()
+    names = reached_from(roots, modules) if roots else modules
+    digest = hashlib.sha256()
+    for name in sorted(names):
+        digest.update(f"{name}\n".encode() + modules[name].read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def module_files() -> dict[str, Path]:
+    """The files of dss and its wings, by name of the module."""
+    paths = {path.relative_to(PROJECT): path for path in PACKAGE.rglob("*.py")}
+    return {
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__"): file
+        for path, file in paths.items()
+    }
+
+
+def reached_from(roots: Iterable[str], modules: Mapping[str, Path]) -> set[str]:
+    """Modules that some modules import, directly or not, and these themselves."""
+    reached, waiting = set(), list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += imported_modules(modules[name].read_text(), name, modules)
+    return reached
+
+
+def imported_modules(text: str, name: str, modules: Collection[str]) -> set[str]:
+    """Names of the modules of dss that a source imports, anywhere in it.
+
+    Args:
+        text: the source.
+        name: of its module; what it imports from `.` is beside it.
+        modules: names of all modules of dss.
+    """
+    targets = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = name.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            inner = {f"{base}.{alias.name}" for alias in node.names}
+            targets |= {target if target in modules else base for target in inner}
+    return targets & set(modules)
 
 
 def environment(device: str = "auto") -> dict:

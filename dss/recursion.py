@@ -1,79 +1,102 @@
-"""The algorithm as the paper tells it, one module and one bead after the other.
+"""Read this first: the paper's five steps, one network at a time.
 
-What `dss` is measured against.  Nothing of it is used here but the tasks: plain modules,
-`torch.optim`, recursion.  It gives the strings of `dss.find_strings(..., t_star="grid")`.
+Plain modules, `torch.optim` and recursion, as Sec. II.B tells it.  `dss.sampling` takes the same
+steps, under the same names, for thousands of pairs side by side, and finds the same strings.
 """
 
 import copy
 
 import torch
+from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 OPTIMIZERS = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
 
-class Sequential:
-    """One task, searched pair by pair, with counts of what was spent.
+def train_to(
+    task, theta: Tensor, target: float,
+    optimizer: str = "rmsprop", lr: float = 1e-3, max_steps: int = 20_000, patience: int = 1_000,
+) -> tuple[Tensor, bool, int]:  # fmt: skip
+    """Steps 1 and 3: descend the training loss until the metric is at or below the target.
 
     Args:
-        task: with whole batches.
-        L0, alpha, max_depth, n_t, optimizer, lr, max_steps, patience: as in `dss.find_strings`.
+        task: a network with whole batches.
+        theta: `(P,)`, where the descent begins.
+        target: in the unit of `task.metric`.
+        optimizer, lr, max_steps, patience: as in `dss.descent.Training`.
+
+    Returns:
+        theta `(P,)` at the end, whether it reached the target, and the gradient steps it took.
     """
-
-    def __init__(
-        self, task, L0, alpha=0.9, max_depth=10, n_t=33, optimizer="rmsprop", lr=1e-3,
-        max_steps=20_000, patience=1_000,
-    ):  # fmt: skip
-        self.module = copy.deepcopy(task.module)
-        self.L0, self.alpha, self.max_depth = L0, alpha, max_depth
-        self.loss, self.metric, self.splits = task.loss_function, task.metric_function, task.splits
-        self.t = torch.linspace(0, 1, n_t, dtype=task.dtype)
-        self.optimizer, self.lr = OPTIMIZERS[optimizer], lr
-        self.max_steps, self.patience = max_steps, patience
-        self.gradient_steps = 0
-
-    def measure(self, theta) -> float:
-        """The metric on the evaluation set."""
-        vector_to_parameters(theta, self.module.parameters())
-        x, y = self.splits["test"]
+    module = module_of(task, theta)
+    descent = OPTIMIZERS[optimizer](module.parameters(), lr=lr)
+    (x, y), (x_test, y_test) = task.splits["train"], task.splits["test"]
+    best, best_step = float("inf"), 0
+    for step in range(max_steps + 1):
         with torch.no_grad():
-            return self.metric(self.module(x), y).item()
+            value = task.metric_function(module(x_test), y_test).item()
+        if value <= target:
+            return parameters_to_vector(module.parameters()).detach(), True, step
+        if value < 0.999 * best:
+            best, best_step = value, step
+        if step - best_step >= patience or step == max_steps:
+            break
+        descent.zero_grad()
+        task.loss_function(module(x), y).backward()
+        descent.step()
+    return parameters_to_vector(module.parameters()).detach(), False, step
 
-    def train(self, theta, target):
-        """Step 1 and 3: descend to the target; None when the descent stalls."""
-        module = copy.deepcopy(self.module)
-        vector_to_parameters(theta.clone(), module.parameters())
-        descent = self.optimizer(module.parameters(), lr=self.lr)
-        (x, y), (x_test, y_test) = self.splits["train"], self.splits["test"]
-        best, best_step = float("inf"), 0
-        for step in range(self.max_steps + 1):
-            with torch.no_grad():
-                value = self.metric(module(x_test), y_test).item()
-            if value <= target:
-                return parameters_to_vector(module.parameters()).detach()
-            if value < 0.999 * best:
-                best, best_step = value, step
-            if step - best_step >= self.patience or step == self.max_steps:
-                return None
-            descent.zero_grad()
-            self.loss(module(x), y).backward()
-            descent.step()
-            self.gradient_steps += 1
 
-    def connect(self, theta_1, theta_2, depth=0):
-        """Steps 2 to 5: the beads between two networks, or None when the search fails."""
-        gamma = [self.measure(torch.lerp(theta_1, theta_2, t)) for t in self.t]
-        if max(gamma) <= self.L0:
-            return []
-        if depth == self.max_depth:
-            return None
-        middle = min(
-            (k for k, value in enumerate(gamma) if value == max(gamma)),
-            key=lambda k: abs(self.t[k] - 0.5),
-        )
-        bead = self.train(torch.lerp(theta_1, theta_2, self.t[middle]), self.alpha * self.L0)
-        if bead is None:
-            return None
-        left = self.connect(theta_1, bead, depth + 1)
-        right = left if left is None else self.connect(bead, theta_2, depth + 1)
-        return None if right is None else [*left, bead, *right]
+def measure_segment(task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33) -> tuple[float, float]:
+    """Step 2: where the interpolated loss gamma is largest on a grid, t*, and how large.
+
+    Of equal maxima the nearest to the middle.
+    """
+    module, (x, y) = module_of(task, theta_1), task.splits["test"]
+    grid, gamma = torch.linspace(0, 1, n_t, dtype=theta_1.dtype), []
+    for t in grid:
+        vector_to_parameters(theta_1 * (1 - t) + theta_2 * t, module.parameters())  # Eq. (1)
+        with torch.no_grad():
+            gamma.append(task.metric_function(module(x), y).item())  # Eq. (2)
+    largest = [k for k, value in enumerate(gamma) if value == max(gamma)]
+    t_star = grid[min(largest, key=lambda k: abs(grid[k] - 0.5))]
+    return float(t_star), max(gamma)
+
+
+def find_string(
+    task, theta_1: Tensor, theta_2: Tensor, L0: float,
+    alpha: float = 0.9, max_depth: int = 10, n_t: int = 33, **training,
+) -> tuple[list[Tensor], bool]:  # fmt: skip
+    """Steps 2 to 5: the networks between two, and whether no segment exceeds L0.
+
+    Args:
+        task, theta_1, theta_2, L0, alpha, max_depth, n_t: as in `dss.find_string`.
+        training: keyword arguments of `train_to`.
+
+    Returns:
+        Beads `(P,)`, in order, and True; or those found until the search failed, and False.
+
+    Paper: Sec. II.B.
+    """
+    t_star, gamma_max = measure_segment(task, theta_1, theta_2, n_t)  # step 2
+    if gamma_max <= L0:  # step 4: this branch has come to its end
+        return [], True
+    if max_depth == 0:
+        return [], False
+    start = torch.lerp(theta_1, theta_2, t_star)
+    bead, reached, _ = train_to(task, start, alpha * L0, **training)  # step 3
+    if not reached:
+        return [], False
+    deeper = {"alpha": alpha, "max_depth": max_depth - 1, "n_t": n_t, **training}
+    left, left_is_low = find_string(task, theta_1, bead, L0, **deeper)  # step 5
+    if not left_is_low:
+        return [*left, bead], False
+    right, right_is_low = find_string(task, bead, theta_2, L0, **deeper)
+    return [*left, bead, *right], right_is_low
+
+
+def module_of(task, theta: Tensor) -> nn.Module:
+    """The task's network with the parameters `theta` `(P,)`."""
+    module = copy.deepcopy(task.module)
+    vector_to_parameters(theta.clone(), module.parameters())
+    return module

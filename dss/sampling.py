@@ -1,32 +1,31 @@
-"""Dynamic String Sampling, over many pairs at once."""
+"""Dynamic String Sampling, over many pairs at once.
+
+The steps are those of `dss.recursion`, which takes them one network at a time: `measure_segments`,
+`train_beads`, `test_segments` and `halve_segments` are steps 2 to 5 of Sec. II.B, each for all open
+segments of all pairs.
+"""
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dss.checkpoint import fingerprint, load_state, save_state
-from dss.curve import T_RULES, segment_maxima
-from dss.strings import (
-    CONNECTED,
-    DEPTH_EXHAUSTED,
-    ENDPOINT_ABOVE_L0,
-    TRAINING_STALLED,
-    String,
-)
-from dss.task import TRAINING_SETTINGS, Task
-from dss.theta import check_theta, interpolate
-from dss.train import check_training, rounding, steps_see_all, train_endpoints, train_to
-
-if TYPE_CHECKING:
-    import pandas as pd
+from dss.checks import check_pairs, check_search, check_theta, per_pair
+from dss.curve import Maxima, segment_maxima
+from dss.descent import Training, rounding, takes_training, training_of
+from dss.status import Status
+from dss.strings import String
+from dss.task import Task
+from dss.theta import interpolate
+from dss.train import Trained, steps_see_all, train_to
 
 log = logging.getLogger(__name__)
 
 
+@takes_training
 def find_strings(
     task: Task,
     theta_1: Tensor,
@@ -38,14 +37,9 @@ def find_strings(
     t_star: str = "max",
     slack: float = 1.0,
     insert_first: bool = False,
-    optimizer: str = "rmsprop",
-    lr: float = 1e-3,
-    batch_size: int | None = None,
-    max_steps: int = 20_000,
-    patience: int = 1_000,
-    check_every: int | None = None,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
+    **training,
 ) -> list[String]:
     """Search a path of low loss between the networks of each of M pairs.
 
@@ -66,19 +60,19 @@ def find_strings(
             split rests on the points where they were measured; the last one on whole grids.
         slack: factor on L0 in the pair test, >= 1.
         insert_first: insert and train a bead at t=.5 before anything is tested.
-        optimizer, lr, batch_size, max_steps, patience, check_every: as in `train_to`.
         generator: CPU generator, one for the run; a new one with seed 0 by default.  All pairs
             share what is drawn from it, so a pair's string does not depend on its company.
         checkpoint: a file that holds the search after every level.  The same call, made again after
             the process was killed at any moment, goes on where that level ended, and ends bit for
             bit as if it had not been killed; made again after the end it returns at once.
+        training: the fields of `dss.descent.Training`.
 
     Returns:
         M strings, in order, on the task's device.  A pair with an endpoint above L0 is not
         searched; its string says so in `status`, and names it with its loss in `detail`.
 
     Raises:
-        TypeError: thetas that are not floating point.
+        TypeError: thetas that are not floating point, or an unknown argument.
         ValueError: shapes that differ, NaN or inf in theta, an argument out of range, or a
             checkpoint that is damaged or of another call; what differs is named.
         OSError: the checkpoint cannot be written.
@@ -90,59 +84,61 @@ def find_strings(
         With full batches a bead that starts at a stationary point, which gradient descent cannot
         leave, is moved by 1 % of its segment in a random direction.
     """
-    theta_1, theta_2 = _check_pairs(task, theta_1, theta_2)
-    n_pairs, device = len(theta_1), task.device
-    L0, alpha = _per_pair(L0, n_pairs, "L0"), _per_pair(alpha, n_pairs, "alpha")
-    _check_arguments(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
-    slack, n_t, max_depth = float(slack), int(n_t), int(max_depth)
-    check_training(optimizer, lr, max_steps, patience, check_every)
+    check_pairs(theta_1, theta_2, task.n_params)
+    theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
+    n_pairs = len(theta_1)
+    L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
+    check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
+    training = training_of(training)
     generator = generator or torch.Generator().manual_seed(0)
-    seeds = torch.randint(2**62, (max_depth + 1,), generator=generator).tolist()
-    rule = {"n_t": n_t, "t_star": t_star, "insert_first": insert_first, "max_depth": max_depth}
-    training = {
-        "optimizer": optimizer,
-        "lr": lr,
-        "batch_size": batch_size,
-        "max_steps": max_steps,
-        "patience": patience,
-        "check_every": check_every,
-    }
-    limit = L0.to(device) * (1 + rounding(theta_1.dtype))
-    target = (alpha * L0).to(device)
-    state = _begin(task, theta_1, theta_2, L0, limit)
+    seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
+    threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
+    search = _Search(
+        task=task,
+        limit=float(slack) * threshold,
+        target=(alpha * L0).to(task.device),
+        max_depth=int(max_depth),
+        n_t=int(n_t),
+        t_star=t_star,
+        insert_first=insert_first,
+        training=training,
+    )
+    state = _begin(task, theta_1, theta_2, L0, threshold)
+    made_by = None
     if checkpoint is not None:
-        call = rule | training | {"slack": slack, "L0": L0, "alpha": alpha, "seeds": seeds}
-        call |= {"theta_1": theta_1, "theta_2": theta_2, "losses of the ends": state.losses}
-        made_by = fingerprint(task, call)
-        found = load_state(checkpoint, made_by, device)
-        state = _State(**found) if found else state
-        save_state(
-            checkpoint, made_by, vars(state)
-        )  # a folder that cannot be written is an error now
-    while state.depth <= max_depth:
+        call = asdict(training) | {"n_t": int(n_t), "t_star": t_star, "insert_first": insert_first}
+        call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
+        call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
+        made_by = fingerprint(task, call | {"losses of the ends": state.losses})
+        saved = load_state(checkpoint, made_by, task.device)
+        state = _State(**saved) if saved else state
+        save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
+    while state.depth <= search.max_depth:
         level = torch.Generator().manual_seed(seeds[state.depth])
-        state = _search_level(task, state, slack * limit, target, training, level, **rule)
-        if checkpoint is not None:
+        state = _search_level(search, state, level)
+        if made_by:
             save_state(checkpoint, made_by, vars(state))
-    settled = torch.where(state.settled == -torch.inf, torch.nan, state.settled)
-    order = torch.argsort(state.position, stable=True)
-    order = order[torch.argsort(state.pair[order], stable=True)]
-    groups = order.split(torch.bincount(state.pair, minlength=n_pairs).tolist())
-    return [
-        String(
-            thetas=state.thetas[groups[m]],
-            status=state.status[m],
-            L0=float(L0[m]),
-            alpha=float(alpha[m]),
-            slack=slack,
-            n_t=n_t,
-            Gamma_tilde=float(settled[m]),
-            trace=state.trace[m],
-            detail=state.detail[m],
-            length_mask=task.length_mask,
-        )
-        for m in range(n_pairs)
-    ]
+    return _strings(state, L0, alpha, float(slack), search)
+
+
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """What stays the same from level to level.
+
+    Attributes:
+        limit: `(M,)`, what segments are tested against: slack * L0, with its rounding.
+        target: `(M,)`, what beads are trained to: alpha * L0.
+        others: as in `find_strings`.
+    """
+
+    task: Task
+    limit: Tensor
+    target: Tensor
+    max_depth: int
+    n_t: int
+    t_star: str
+    insert_first: bool
+    training: Training
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,25 +171,24 @@ class _State:
     steps_spent: Tensor
     n_stalled: Tensor
     trace: list[list[dict]]
-    status: list[str]
+    status: list[Status]
     detail: list[str]
 
 
-def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, limit: Tensor) -> _State:
+def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: Tensor) -> _State:
     """Straight lines between the pairs whose endpoints are low enough."""
     n_pairs, device = len(theta_1), task.device
-    thetas = torch.cat([theta_1, theta_2])
+    thetas = torch.cat([theta_1, theta_2])  # (2 M, P)
     losses = task.losses(thetas).double()
-    searched = (losses <= limit.repeat(2)).reshape(2, n_pairs).all(dim=0)
-    left = searched.nonzero()[:, 0]
+    searched = (losses <= threshold.repeat(2)).reshape(2, n_pairs).all(dim=0)  # (M,)
+    left = searched.nonzero()[:, 0]  # (S,)
     none = torch.zeros(n_pairs, dtype=torch.int64, device=device)
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
     return _State(
         depth=0,
         thetas=thetas,
         pair=torch.arange(n_pairs, device=device).repeat(2),
-        position=torch.tensor([0.0, 1.0], dtype=torch.float64)
-        .repeat_interleave(n_pairs)
-        .to(device),
+        position=ends.repeat_interleave(n_pairs).to(device),
         losses=losses,
         left=left,
         right=left + n_pairs,
@@ -203,101 +198,160 @@ def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, limit: Tens
         steps_spent=none,
         n_stalled=none,
         trace=[[] for _ in range(n_pairs)],
-        status=[DEPTH_EXHAUSTED if ok else ENDPOINT_ABOVE_L0 for ok in searched.tolist()],
+        status=[
+            Status.DEPTH_EXHAUSTED if ok else Status.ENDPOINT_ABOVE_L0 for ok in searched.tolist()
+        ],
         detail=_name_endpoints(losses.reshape(2, n_pairs), searched, L0),
     )
 
 
-def _search_level(
-    task: Task,
-    state: _State,
-    limit: Tensor,
-    target: Tensor,
-    training: dict,
-    generator: torch.Generator,
-    n_t: int,
-    t_star: str,
-    insert_first: bool,
-    max_depth: int,
-) -> _State:
-    """Test all open segments, and put a trained bead into each that is too high.
+def _search_level(search: _Search, state: _State, generator: torch.Generator) -> _State:
+    """Test all open segments, and put a trained bead into each that is too high."""
+    maxima = measure_segments(search, state)
+    state, is_open = test_segments(search, state, maxima)
+    if state.depth == search.max_depth or not bool(is_open.any()):
+        settled = Gamma_tilde_of_pairs(state.settled, state.pair[state.left], maxima.grid_max)
+        return replace(state, depth=search.max_depth + 1, settled=settled)
+    trained = train_beads(search, state, is_open, maxima.t_star, generator)
+    return halve_segments(search, state, is_open, maxima.grid_max, trained)
 
-    Args:
-        task, training, n_t, t_star, insert_first, max_depth: as in `find_strings`.
-        state: before the level; it is left as it is.
-        limit, target: `(M,)`, what segments are tested against and beads are trained to.
-        generator: of the level.
-    """
-    depth, thetas, pair, position = state.depth, state.thetas, state.pair, state.position
-    left, right, losses, active = state.left, state.right, state.losses, state.active
-    n_pairs, status, detail = len(active), list(state.status), list(state.detail)
+
+def measure_segments(search: _Search, state: _State) -> Maxima:
+    """Step 2: t* and the largest gamma of every segment that is to be tested, `(S,)` each."""
+    left, right = state.left, state.right  # (S,)
     # The straight line, and segments that are not split any further, count on the whole grid.
-    may_split = active & (0 < depth < max_depth)
-    coarse = torch.where(may_split, limit, torch.inf)[pair[left]]
-    ends = torch.stack([losses[left], losses[right]], dim=1)
-    found = segment_maxima(task, thetas[left], thetas[right], n_t, t_star, coarse, ends)
-    failed = ~(found.gamma_max <= limit[pair[left]])
-    if depth == 0 and insert_first:
-        failed, found.t_star[:] = torch.ones_like(failed), 0.5
-    # A pair whose beads all failed has no new segment, but it did spend their steps.
-    tested = (state.beads_trained > 0).index_fill_(0, pair[left], True)
-    Gamma_tilde = state.settled.scatter_reduce(0, pair[left], found.grid_max, "amax")
-    n_open = torch.bincount(pair[left][failed], minlength=n_pairs)
-    spent = state.beads_trained, state.steps_spent
-    trace = _record(state.trace, tested, depth, Gamma_tilde, n_open + state.n_stalled, *spent)
-    for m in (active & (n_open == 0)).nonzero()[:, 0].tolist():
-        status[m] = CONNECTED
-    active = active & (n_open > 0)
-    log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
+    may_split = state.active & (0 < state.depth < search.max_depth)  # (M,)
+    coarse = torch.where(may_split, search.limit, torch.inf)[state.pair[left]]  # (S,)
+    maxima = segment_maxima(
+        search.task,
+        state.thetas[left],
+        state.thetas[right],
+        search.n_t,
+        search.t_star,
+        coarse,
+        torch.stack([state.losses[left], state.losses[right]], dim=1),
+    )
+    if state.depth == 0 and search.insert_first:
+        return replace(maxima, t_star=torch.full_like(maxima.t_star, 0.5))
+    return maxima
 
-    split = failed & active[pair[left]]
-    if depth == max_depth or not bool(split.any()):
-        settled = state.settled.scatter_reduce(0, pair[left], found.grid_max, "amax")
-        return replace(
-            state, depth=max_depth + 1, active=active, settled=settled, trace=trace, status=status
-        )
-    settled = state.settled.scatter_reduce(0, pair[left][~split], found.grid_max[~split], "amax")
-    left, right, t = left[split], right[split], found.t_star[split]
-    of = pair[left]
-    beads = interpolate(thetas[left], thetas[right], t)
-    beads = _leave_stationary(task, beads, thetas[left], thetas[right], training, generator)
-    trained = train_to(task, beads, target[of], generator=generator, **training)
-    steps_spent = torch.zeros_like(state.steps_spent).index_add_(0, of, trained.steps)
-    for i in (~trained.reached).nonzero()[:, 0].tolist():
-        m = int(of[i])
-        active[m], status[m] = False, TRAINING_STALLED
+
+def test_segments(search: _Search, state: _State, maxima: Maxima) -> tuple[_State, Tensor]:
+    """Step 4: which segments exceed L0 and go on, `(S,)` bool; pairs without one are connected."""
+    depth, pair = state.depth, state.pair[state.left]  # (S,)
+    n_pairs = len(state.active)
+    failed = ~(maxima.gamma_max <= search.limit[pair])  # (S,), NaN fails
+    if depth == 0 and search.insert_first:
+        failed = torch.ones_like(failed)
+    # A pair whose beads all failed has no new segment, but it did spend their steps.
+    tested = (state.beads_trained > 0).index_fill_(0, pair, True)  # (M,)
+    n_open = torch.bincount(pair[failed], minlength=n_pairs)  # (M,)
+    columns = {
+        "Gamma_tilde": Gamma_tilde_of_pairs(state.settled, pair, maxima.grid_max),
+        "open_segments": n_open + state.n_stalled,
+        "beads_trained": state.beads_trained,
+        "gradient_steps": state.steps_spent,
+    }
+    status = list(state.status)
+    for m in (state.active & (n_open == 0)).nonzero()[:, 0].tolist():
+        status[m] = Status.CONNECTED
+    active = state.active & (n_open > 0)
+    log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
+    trace = _with_depth(state.trace, tested, depth, columns)
+    return replace(state, active=active, status=status, trace=trace), failed & active[pair]
+
+
+def train_beads(
+    search: _Search, state: _State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
+) -> Trained:
+    """Step 3: a bead at t* of every open segment, trained to alpha * L0."""
+    left, right = state.left[is_open], state.right[is_open]
+    beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
+    beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
+    target = search.target[state.pair[left]]
+    return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
+
+
+def halve_segments(
+    search: _Search, state: _State, is_open: Tensor, grid_max: Tensor, trained: Trained
+) -> _State:
+    """Step 5: the two halves of every segment whose bead is low are tested at the next level.
+
+    A segment whose bead failed stays as it is, and ends the search of its pair.
+    """
+    thetas, depth, n_pairs = state.thetas, state.depth + 1, len(state.active)
+    settled = Gamma_tilde_of_pairs(
+        state.settled, state.pair[state.left[~is_open]], grid_max[~is_open]
+    )
+    left, right, good = state.left[is_open], state.right[is_open], trained.reached
+    pair, failed_pair = state.pair[left], state.pair[left[~good]]
+    stays = grid_max[is_open][~good]
+    if search.t_star == "coarse":  # they were not measured on the whole grid
+        ends = thetas[left[~good]], thetas[right[~good]]
+        stays = segment_maxima(search.task, *ends, search.n_t, "grid").grid_max
+    settled = Gamma_tilde_of_pairs(settled, failed_pair, stays)
+
+    active, status, detail = state.active.clone(), list(state.status), list(state.detail)
+    active[failed_pair] = False
+    for i in (~good).nonzero()[:, 0].tolist():
+        m = int(pair[i])
+        status[m] = Status.TRAINING_STALLED
         detail[m] = (
-            f"a bead at depth {depth + 1}: {trained.status[i]} at loss "
-            f"{float(trained.losses[i]):.6g}, target {float(target[m]):.6g}"
+            f"a bead at depth {depth}: {trained.status[i]} at loss "
+            f"{float(trained.losses[i]):.6g}, target {float(search.target[m]):.6g}"
         )
-    # A segment whose bead failed stays as it is; the others are replaced by their halves.
-    good = trained.reached
-    n_stalled = state.n_stalled + torch.bincount(of[~good], minlength=n_pairs)
-    stays = found.grid_max[split][~good]
-    if t_star == "coarse":
-        stuck = thetas[left[~good]], thetas[right[~good]]
-        stays = segment_maxima(task, *stuck, n_t, "grid").grid_max
-    settled = settled.scatter_reduce(0, of[~good], stays, "amax")
     left, right = left[good], right[good]
     new = torch.arange(len(thetas), len(thetas) + len(left), device=left.device)
+    middle = (state.position[left] + state.position[right]) / 2
     return _State(
-        depth=depth + 1,
+        depth=depth,
         thetas=torch.cat([thetas, trained.thetas[good]]),
-        pair=torch.cat([pair, of[good]]),
+        pair=torch.cat([state.pair, pair[good]]),
         # Halves, not t: positions only order the beads, and 52 halvings are exact.
-        position=torch.cat([position, (position[left] + position[right]) / 2]),
-        losses=torch.cat([losses, trained.losses[good]]),
+        position=torch.cat([state.position, middle]),
+        losses=torch.cat([state.losses, trained.losses[good]]),
         left=torch.cat([left, new]),
         right=torch.cat([new, right]),
         active=active,
         settled=settled,
-        beads_trained=torch.bincount(of, minlength=n_pairs),
-        steps_spent=steps_spent,
-        n_stalled=n_stalled,
-        trace=trace,
+        beads_trained=torch.bincount(pair, minlength=n_pairs),
+        steps_spent=torch.zeros_like(state.steps_spent).index_add_(0, pair, trained.steps),
+        n_stalled=state.n_stalled + torch.bincount(failed_pair, minlength=n_pairs),
+        trace=state.trace,
         status=status,
         detail=detail,
     )
+
+
+def Gamma_tilde_of_pairs(largest: Tensor, pair: Tensor, grid_max: Tensor) -> Tensor:
+    """`dss.curve.Gamma_tilde` of M strings, `(M,)`, when segments `(S,)` come to what was there.
+
+    Paper: Eq. (4).
+    """
+    return largest.scatter_reduce(0, pair, grid_max, "amax")
+
+
+def _strings(state: _State, L0: Tensor, alpha: Tensor, slack: float, search: _Search) -> list:
+    """The strings of all pairs at the end of a search, their beads in order."""
+    Gamma_tilde = torch.where(state.settled == -torch.inf, torch.nan, state.settled)  # (M,)
+    order = torch.argsort(state.position, stable=True)
+    order = order[torch.argsort(state.pair[order], stable=True)]
+    rows = order.split(torch.bincount(state.pair, minlength=len(L0)).tolist())
+    return [
+        String(
+            thetas=state.thetas[rows[m]],
+            status=state.status[m],
+            L0=float(L0[m]),
+            alpha=float(alpha[m]),
+            slack=slack,
+            n_t=search.n_t,
+            Gamma_tilde=float(Gamma_tilde[m]),
+            trace=state.trace[m],
+            detail=state.detail[m],
+            length_mask=search.task.length_mask,
+        )
+        for m in range(len(L0))
+    ]
 
 
 def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **arguments) -> String:
@@ -318,106 +372,9 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
     (string,) = find_strings(task, theta_1[None], theta_2[None], L0, **arguments)
-    if string.status == ENDPOINT_ABOVE_L0:
-        raise ValueError(f"{string.detail}; train it further, or raise L0")
+    if string.status is Status.ENDPOINT_ABOVE_L0:
+        raise ValueError(f"{string.detail}; what helps: {string.status.advice}")
     return string
-
-
-def study(
-    task: Task,
-    L0: list[float],
-    n_pairs: int,
-    generator: torch.Generator | None = None,
-    checkpoint: str | Path | None = None,
-    **options,
-) -> tuple[list[String], "pd.DataFrame"]:
-    """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
-
-    Every pair has networks of its own, drawn and trained to its threshold; those that do not get
-    there are discarded, counted and drawn anew.
-
-    Args:
-        task: as in `find_strings`.
-        L0: T thresholds.
-        n_pairs: pairs per threshold.
-        generator: CPU generator of the run; a new one with seed 0 by default.
-        checkpoint: a file that holds the search, as in `find_strings`; the endpoints are held
-            beside it, in a file with `.ends` at its end.
-        options: keyword arguments of `find_strings`; the endpoints are trained with the same
-            optimiser, batches and budget.
-
-    Returns:
-        `T * n_pairs` strings, threshold by threshold, and a table with a row per string
-        (`String.summary`, `task`, `pair`, and `n_drawn`, `n_discarded` endpoints at its threshold).
-
-    Raises:
-        RuntimeError: too few networks reach a threshold.
-
-    Paper: Sec. II.B.
-    """
-    import pandas as pd
-
-    generator = generator or torch.Generator().manual_seed(0)
-    training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
-    held = checkpoint and f"{checkpoint}.ends"
-    ends = train_endpoints(task, 2 * n_pairs, L0, generator, held, **training)
-    theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
-    thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)
-    strings = find_strings(
-        task,
-        theta_1,
-        theta_2,
-        thresholds,
-        generator=generator,
-        checkpoint=checkpoint,
-        **options,
-    )
-    table = pd.DataFrame([string.summary() for string in strings])
-    table.insert(0, "task", task.name)
-    table.insert(1, "pair", list(range(n_pairs)) * len(L0))
-    for name in ("n_drawn", "n_discarded"):
-        table[name] = getattr(ends, name).repeat_interleave(n_pairs).tolist()
-    return strings, table
-
-
-def _check_pairs(task: Task, theta_1: Tensor, theta_2: Tensor) -> tuple[Tensor, Tensor]:
-    for name, theta in (("theta_1", theta_1), ("theta_2", theta_2)):
-        check_theta(theta, name, (None, task.n_params), finite=True)
-    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
-        raise ValueError(
-            f"theta_1 is {theta_1.dtype} of shape {tuple(theta_1.shape)} and theta_2 "
-            f"{theta_2.dtype} of shape {tuple(theta_2.shape)}; both must be the same"
-        )
-    if len(theta_1) == 0:
-        raise ValueError("there is no pair: theta_1 has 0 rows; at least 1 is needed")
-    return theta_1.detach().to(task.device), theta_2.detach().to(task.device)
-
-
-def _per_pair(value: float | Tensor, n_pairs: int, name: str) -> Tensor:
-    value = torch.as_tensor(value, dtype=torch.float64).cpu()
-    if value.shape not in ((), (n_pairs,)):
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; one value or ({n_pairs},)")
-    return value.expand(n_pairs)
-
-
-def _check_arguments(L0, alpha, max_depth, n_t, t_star, slack, insert_first) -> None:
-    if not bool(((L0 > 0) & torch.isfinite(L0)).all()):
-        raise ValueError(f"L0 is {L0[~(L0 > 0)].tolist() or L0.tolist()}; finite and > 0 is needed")
-    if not bool(((alpha > 0) & (alpha <= 1)).all()):
-        bad = alpha[~((alpha > 0) & (alpha <= 1))][0]
-        raise ValueError(f"alpha is {float(bad)}; 0 < alpha <= 1 is needed")
-    if max_depth < 0 or max_depth != int(max_depth):
-        raise ValueError(f"max_depth is {max_depth}; a whole number >= 0 is needed")
-    if max_depth > 40:
-        raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
-    if insert_first and max_depth < 1:
-        raise ValueError("max_depth is 0; insert_first=True needs a depth of at least 1")
-    if n_t < 3 or n_t != int(n_t):
-        raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
-    if t_star not in T_RULES:
-        raise ValueError(f"unknown t_star {t_star!r}; known: {', '.join(map(repr, T_RULES))}")
-    if not slack >= 1:
-        raise ValueError(f"slack is {slack}; it must be >= 1")
 
 
 def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
@@ -432,22 +389,20 @@ def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
     return detail
 
 
-def _record(trace, tested, depth, Gamma_tilde, n_open, beads_trained, steps_spent) -> list:
+def _with_depth(trace: list, tested: Tensor, depth: int, columns: dict[str, Tensor]) -> list:
     """The traces, with this depth at the end of those of the pairs that were tested at it."""
-    columns = [v.tolist() for v in (Gamma_tilde, n_open, beads_trained, steps_spent)]
-    names = ("Gamma_tilde", "open_segments", "beads_trained", "gradient_steps")
+    columns = {name: values.tolist() for name, values in columns.items()}
     trace = [list(rows) for rows in trace]
     for m in tested.nonzero()[:, 0].tolist():
-        values = {name: column[m] for name, column in zip(names, columns, strict=True)}
-        trace[m].append({"depth": depth} | values)
+        trace[m].append({"depth": depth} | {name: v[m] for name, v in columns.items()})
     return trace
 
 
-def _leave_stationary(task: Task, beads, left, right, training, generator) -> Tensor:
+def _leave_stationary(search: _Search, beads, left, right, generator) -> Tensor:
     """Move beads whose gradient is zero to first order; minibatch noise does it by itself."""
-    if not steps_see_all(task, training["batch_size"]):
+    if not steps_see_all(search.task, search.training.batch_size):
         return beads
-    losses, gradients = task.gradients(beads, generator=generator)
+    losses, gradients = search.task.gradients(beads, generator=generator)
     distance = (right - left).norm(dim=1)
     stuck = gradients.norm(dim=1) * distance <= 1e-4 * losses
     direction = torch.randn(beads.shape[1], dtype=torch.float64, generator=generator)

@@ -6,19 +6,18 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from dss.checks import check_theta
 from dss.files import load_tensors, save_tensors
-from dss.theta import check_theta, normalized_length
+from dss.status import OF_STRINGS, Status
+from dss.theta import normalized_length
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMAT = "dss-string-1"
+STRING_FORMAT = "dss-string-1"
 
-CONNECTED = "connected"
-DEPTH_EXHAUSTED = "depth exhausted"
-TRAINING_STALLED = "training stalled"
-ENDPOINT_ABOVE_L0 = "endpoint above L0"
-STATUSES = (CONNECTED, DEPTH_EXHAUSTED, TRAINING_STALLED, ENDPOINT_ABOVE_L0)
+# Fields of a string that a file holds as plain values; the others are tensors.
+VALUES = ("status", "L0", "alpha", "slack", "n_t", "Gamma_tilde", "trace", "detail")
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +26,9 @@ class String:
 
     Attributes:
         thetas: `(K, P)`, ordered from `theta_1` to `theta_2`, both included bit for bit.
-        status: `connected`, `depth exhausted`, `training stalled` or `endpoint above L0`.  Only the
-            first says something about the landscape: the algorithm cannot prove that no path
-            exists.
+        status: `connected`, `depth exhausted`, `training stalled` or `endpoint above L0`, with its
+            meaning and advice (`dss.status`).  Only the first says something about the landscape:
+            the algorithm cannot prove that no path exists.
         L0: threshold, in the unit of the task's metric.
         alpha: beads were trained to `alpha * L0`.
         slack: the pair test was gamma <= `slack * L0`.
@@ -48,7 +47,7 @@ class String:
     """
 
     thetas: Tensor
-    status: str
+    status: Status
     L0: float
     alpha: float
     slack: float
@@ -58,10 +57,13 @@ class String:
     detail: str = ""
     length_mask: Tensor | None = field(default=None, repr=False)
 
+    def __post_init__(self):
+        object.__setattr__(self, "status", Status(self.status))
+
     @property
     def connected(self) -> bool:
         """Whether every segment passed the pair test."""
-        return self.status == CONNECTED
+        return self.status is Status.CONNECTED
 
     @property
     def n_beads(self) -> int:
@@ -90,7 +92,7 @@ class String:
             "alpha": self.alpha,
             "slack": self.slack,
             "n_t": self.n_t,
-            "status": self.status,
+            "status": self.status.value,
             "connected": self.connected,
             "n_beads": self.n_beads,
             "normalized_length": self.normalized_length,
@@ -105,50 +107,47 @@ class String:
 
         columns = ["depth", "Gamma_tilde", "open_segments", "beads_trained", "gradient_steps"]
         frame = pd.DataFrame(self.trace, columns=columns)
-        return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status)
+        return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status.value)
 
+    def save(self, path: str | Path) -> Path:
+        """Write the string to one safetensors file with JSON metadata, bit for bit.
 
-def save_string(string: String, path: str | Path) -> Path:
-    """Write a string to one safetensors file with JSON metadata.
+        The file appears under its name only when it is complete.
 
-    The file appears under its name only when it is complete.
+        Args:
+            path: of the file; its folder must exist.
 
-    Args:
-        string: to be saved; tensors are stored as they are, bit for bit.
-        path: of the file; its folder must exist.
+        Returns:
+            The path.
 
-    Returns:
-        The path.
+        Raises:
+            OSError: the folder cannot be written; an older file stays as it was.
+        """
+        path, tensors = Path(path), {"thetas": self.thetas}
+        if self.length_mask is not None:
+            tensors["length_mask"] = self.length_mask
+        save_tensors(path, STRING_FORMAT, tensors, {name: getattr(self, name) for name in VALUES})
+        return path
 
-    Raises:
-        OSError: the folder cannot be written; an older file stays as it was.
-    """
-    path, tensors = Path(path), {"thetas": string.thetas}
-    if string.length_mask is not None:
-        tensors["length_mask"] = string.length_mask
-    names = ("status", "L0", "alpha", "slack", "n_t", "Gamma_tilde", "trace", "detail")
-    save_tensors(path, FORMAT, tensors, {name: getattr(string, name) for name in names})
-    return path
+    @classmethod
+    def load(cls, path: str | Path) -> "String":
+        """Read a string that `save` wrote, and check it.
 
+        Args:
+            path: of the file.
 
-def load_string(path: str | Path) -> String:
-    """Read a string that `save_string` wrote, and check it.
+        Returns:
+            The string, on the CPU.
 
-    Args:
-        path: of the file.
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, of another format, or contradicts itself.
+        """
 
-    Returns:
-        The string, on the CPU.
+        def build(tensors: dict, values: dict) -> String:
+            check_theta(tensors["thetas"], "thetas", (None, None), finite=True)
+            if len(tensors["thetas"]) < 2 or values["status"] not in OF_STRINGS:
+                raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
+            return cls(**tensors, **values)
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, of another format, or contradicts itself.
-    """
-
-    def build(tensors: dict, values: dict) -> String:
-        check_theta(tensors["thetas"], "thetas", (None, None), finite=True)
-        if len(tensors["thetas"]) < 2 or values["status"] not in STATUSES:
-            raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
-        return String(**tensors, **values)
-
-    return load_tensors(Path(path), FORMAT, build)
+        return load_tensors(Path(path), STRING_FORMAT, build)

@@ -2,42 +2,28 @@
 
 import copy
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from dss.networks import (
-    LOSSES,
+from dss.checks import check_theta, lookup
+from dss.descent import TRAINING_SETTINGS
+from dss.networks.accept import check_module, check_split, run_samples, with_layers_apart
+from dss.networks.architectures import reset_parameters_of
+from dss.networks.losses import LOSSES
+from dss.networks.memory import Budget
+from dss.networks.stacks import (
     can_be_stacked,
-    check_module,
-    check_sample,
-    lookup,
-    losses_between,
-    reset_parameters_of,
+    losses_on_segments,
     split_after_first,
     stacked_gradients,
     stacked_losses,
     stacked_outputs,
-    with_layers_apart,
 )
-from dss.theta import check_theta, interpolate, shapes_of
-
-# Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
-# On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
-# thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
-# (`make bench` measures it).
-CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
-
-
-TRAINING_SETTINGS = ("optimizer", "lr", "batch_size", "max_steps", "patience", "check_every")
-
-T = TypeVar("T")
+from dss.theta import interpolate, shapes_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +37,19 @@ class Task:
         n_params: P, the length of a flat vector `theta`.
         metric: name of the metric; L0, gamma and Gamma_tilde are in its unit.
         loss: name of the loss that training descends.
-        settings: keyword arguments for `find_strings` that suit the task or its preset.
+        init_function: draws `(n, P)` from (n, generator).
+        budget: what fits memory, and how many networks run side by side.
+        module: the architecture; its own parameters are not used.  None for a landscape.
+        loss_function, metric_function: map (output, y) to the mean over a batch.
         splits: `train` and `test`, each a pair `(x, y)` on the task's device; empty for a
             landscape.  `test` is chi, the fixed evaluation set of Sec. II.A.
+        noise: further arguments of the module in training, from (n, generator, device): dropout.
+        batch_size: samples per gradient step; None: the whole training sample.
+        eval_chunk: samples per forward pass when losses are measured; None: all at once.
+        settings: keyword arguments for `find_strings` that suit the task or its preset.
         length_mask: `(P,)` bool, the parameters that count in the normalized length; None: all.
-        memory: MiB for what work on this task holds at a time, beside its strings: activations,
-            the state of training, interpolated networks.  None: a quarter of what is free, and
-            activations that fill a cache or a GPU.
+        device: where it computes.
+        dtype: of the networks that `init` draws.
     """
 
     name: str
@@ -65,23 +57,23 @@ class Task:
     metric: str
     loss: str
     init_function: Callable[[int, torch.Generator], Tensor] = field(repr=False)
+    budget: Budget = field(repr=False)
     module: nn.Module | None = field(default=None, repr=False)
-    function: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     loss_function: Callable | None = field(default=None, repr=False)
     metric_function: Callable | None = field(default=None, repr=False)
     splits: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
-    settings: Mapping = field(default_factory=dict)
+    noise: Callable | None = field(default=None, repr=False)
     batch_size: int | None = None
     eval_chunk: int | None = None
-    noise: Callable | None = field(default=None, repr=False)
-    n_activations: int = field(default=1, repr=False)
-    n_fixed: int = field(default=0, repr=False)
-    stacks: bool = field(default=True, repr=False)
+    settings: Mapping = field(default_factory=dict)
     length_mask: Tensor | None = field(default=None, repr=False)
-    memory: float | None = None
-    _learned: dict = field(default_factory=dict, repr=False)
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
+
+    @property
+    def memory(self) -> float | None:
+        """MiB that work on the task may hold at a time; None: a quarter of what is free."""
+        return self.budget.memory
 
     @property
     def train_settings(self) -> dict:
@@ -126,17 +118,14 @@ class Task:
         if split not in ("test", "train"):
             raise ValueError(f"split is {split!r}; 'test' and 'train' are known")
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
-        if len(thetas) == 0:
-            return thetas.new_empty(0)
-        if self.function is not None:
-            with torch.no_grad():
-                return self.function(thetas).to(thetas.dtype)
+        return self._losses(thetas, split) if len(thetas) else thetas.new_empty(0)
 
+    def _losses(self, thetas: Tensor, split: str) -> Tensor:
         def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
             outputs = stacked_outputs(self.module, thetas[rows], x)
             return stacked_losses(self.metric_function, outputs, y)
 
-        return self._measure(values, len(thetas), split, thetas.dtype)
+        return self._mean_over(values, len(thetas), split, thetas.dtype)
 
     def losses_between(self, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
         """The metric of the interpolated models of S segments at every t of a grid.
@@ -154,16 +143,16 @@ class Task:
         t = t.to(theta_1).expand(len(theta_1), t.shape[-1])
         if len(t) == 0:
             return theta_1.new_empty(t.shape)
-        if self.stacks and self.module is not None and split_after_first(self.module):
+        if self.budget.stacks and self.module is not None and split_after_first(self.module):
 
             def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
                 ends = theta_1[rows], theta_2[rows]
-                return losses_between(self.module, self.metric_function, *ends, t[rows], x, y)
+                return losses_on_segments(self.module, self.metric_function, *ends, t[rows], x, y)
 
-            return self._measure(values, len(theta_1), "test", theta_1.dtype)
+            return self._mean_over(values, len(theta_1), "test", theta_1.dtype)
         # All points of all segments at a time fit neither caches nor, for large networks, memory.
-        limit = self.chunk_elements(theta_1.dtype) / self.n_params
-        size = max(1, int(min(self.rows_that_fit(3, theta_1.dtype), limit)))
+        limit = self.budget.chunk_elements(theta_1.dtype) / self.n_params
+        size = max(1, int(min(self.budget.rows_that_fit(3, theta_1.dtype), limit)))
         segment = torch.arange(len(theta_1), device=self.device).repeat_interleave(t.shape[1])
         parts = [
             self.losses(interpolate(theta_1[s], theta_2[s], t_s))
@@ -184,8 +173,6 @@ class Task:
         Raises:
             ValueError: the task is an explicit landscape, which has no outputs.
         """
-        if self.module is None:
-            raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
         thetas, x = thetas.to(self.device), x.to(self.device)
         x = x.to(thetas.dtype) if x.is_floating_point() else x
 
@@ -193,7 +180,7 @@ class Task:
             return stacked_outputs(self.module, thetas[rows], x)
 
         with torch.no_grad():
-            return torch.cat(self.by_rows(answer, len(thetas), len(x), thetas.dtype))
+            return torch.cat(self.budget.by_rows(answer, len(thetas), len(x), thetas.dtype))
 
     def gradients(
         self,
@@ -216,10 +203,9 @@ class Task:
         """
         if thetas.shape[1:] != (self.n_params,):  # at every step: what is right must cost nothing
             check_theta(thetas, "thetas", (None, self.n_params))
-        if self.function is not None:
-            leaf = thetas.detach().requires_grad_()
-            values = self.function(leaf)
-            return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
+        return self._gradients(thetas, batch, generator)
+
+    def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
         x, y = self._sample(batch, thetas.dtype, "train")
         noise = () if self.noise is None else self.noise(len(x), generator, self.device)
 
@@ -227,10 +213,10 @@ class Task:
             arguments = self.module, self.loss_function, thetas[rows].detach(), x, y, *noise
             return stacked_gradients(*arguments)
 
-        found = self.by_rows(descend, len(thetas), len(x), thetas.dtype)
-        if len(found) == 1:
-            return found[0]
-        losses, gradients = zip(*found, strict=True)
+        groups = self.budget.by_rows(descend, len(thetas), len(x), thetas.dtype)
+        if len(groups) == 1:
+            return groups[0]
+        losses, gradients = zip(*groups, strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
     def to(
@@ -268,23 +254,18 @@ class Task:
         def move(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else None)
 
+        memory = self.memory if memory is None else memory
         return replace(
             self,
             module=self.module and copy.deepcopy(self.module).to(device, dtype),
             splits={name: (move(x), move(y)) for name, (x, y) in self.splits.items()},
             length_mask=None if self.length_mask is None else self.length_mask.to(device),
-            memory=self.memory if memory is None else memory,
-            _learned={},
+            budget=replace(self.budget, device=device, memory=memory, most=math.inf),
             device=device,
             dtype=dtype,
         )
 
-    def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
-        """How many networks fit the memory budget when each takes `copies` flat vectors."""
-        budget = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
-        return max(1, int(budget / (copies * self.n_params * dtype.itemsize)))
-
-    def _measure(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
+    def _mean_over(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
         """Mean over a sample of `values(rows, x, y)`, one or several for each of `n` rows."""
         x, y = self._sample(slice(None), dtype, split)
         step = min(self.eval_chunk or len(x), len(x))
@@ -296,14 +277,7 @@ class Task:
             return sum(len(b) / len(y) * values(rows, a, b).to(dtype) for a, b in parts)
 
         with torch.no_grad():
-            return torch.cat(self.by_rows(mean_over_parts, n, step, dtype))
-
-    def chunk_elements(self, dtype: torch.dtype) -> float:
-        """Numbers that networks side by side may hold, activations and parameters."""
-        limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
-        if self.memory is not None:  # each held three times: results, gradients, temporaries
-            limit = min(limit, self.memory * 2**20 / (3 * dtype.itemsize))
-        return min(limit, self._learned.get("elements", limit))
+            return torch.cat(self.budget.by_rows(mean_over_parts, n, step, dtype))
 
     def _sample(self, part: Tensor | slice, dtype: torch.dtype, split: str) -> tuple:
         x, y = self.splits[split]
@@ -312,26 +286,6 @@ class Task:
         if x.dtype == y.dtype == dtype:
             return x, y
         return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
-
-    def by_rows(
-        self, work: Callable[[slice], T], n: int, n_samples: int, dtype: torch.dtype
-    ) -> list[T]:
-        """`work` on groups of rows that run side by side; out of CUDA memory, on halves of them."""
-        per_network = n_samples * self.n_activations + self.n_fixed + self.n_params
-        size = max(1, int(self.chunk_elements(dtype) / per_network)) if self.stacks else 1
-        size = math.ceil(n / max(1, math.ceil(n / size)))  # of even sizes
-        start, found = 0, []
-        while start < n:
-            try:
-                found.append(work(slice(start, min(start + size, n))))
-            except torch.OutOfMemoryError:
-                if size == 1:
-                    raise
-                size = math.ceil(size / 2)
-                self._learned["elements"] = size * per_network
-            else:
-                start += size
-        return found
 
     @classmethod
     def from_module(
@@ -369,7 +323,8 @@ class Task:
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, a network in DataParallel or TorchScript, an unknown loss,
-                samples that do not fit the network or each other, or no parameters.
+                samples that do not fit the network or each other, no parameters, or a batch_size
+                below 1.
         """
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
         check_module(module, eval_chunk)
@@ -378,63 +333,62 @@ class Task:
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:
             raise ValueError(f"{type(module).__name__} has no parameter to train")
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
         metric = loss if metric is None else metric
         functions = [lookup(LOSSES, f, "loss") if isinstance(f, str) else f for f in (loss, metric)]
         first, splits = next(module.parameters()), {}
-        dtype = first.dtype
         for split, sample in (("train", train), ("test", test)):
-            is_list = isinstance(sample, tuple | list)
-            held = [type(v).__name__ for v in sample] if is_list else [type(sample).__name__]
-            if len(held) != 2 or not all(isinstance(v, Tensor) for v in sample):
-                raise TypeError(
-                    f"{split} is {', '.join(held)}; a pair (x, y) of tensors is needed (of arrays "
-                    "torch.as_tensor makes them, a TensorDataset holds them as .tensors)"
-                )
-            x, y = sample
-            if len(x) != len(y) or len(x) == 0:
-                raise ValueError(
-                    f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0"
-                )
-            x, y = (v.to(dtype) if v.is_floating_point() else v for v in (x, y))
-            splits[split] = (x, y)
+            splits[split] = x, y = check_split(split, sample, first.dtype)
             for function, descends in zip(functions, (True, False), strict=True):
-                n_activations, n_fixed = check_sample(module, function, x, y, split, descends)
+                n_activations, n_fixed = run_samples(module, function, x, y, split, descends)
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
             metric=_name_of(metric),
             loss=_name_of(loss),
             init_function=init or partial(reset_parameters_of, module),
+            budget=Budget(
+                n_params,
+                first.device,
+                n_activations=n_activations,
+                n_fixed=n_fixed,
+                stacks=can_be_stacked(module, splits["train"][0]),
+            ),
             module=module,
             loss_function=functions[0],
             metric_function=functions[1],
             splits=splits,
-            settings=dict(settings or {}),
             batch_size=batch_size,
             eval_chunk=eval_chunk,
-            n_activations=n_activations,
-            n_fixed=n_fixed,
-            stacks=can_be_stacked(module, splits["train"][0]),
-            dtype=dtype,
+            settings=dict(settings or {}),
+            dtype=first.dtype,
         ).to(first.device)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take on a device, 64 MiB at the least."""
-    if device.type == "cuda":
-        own_cache = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return max(2**26, torch.cuda.mem_get_info(device)[0] + own_cache)
-    info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
-    if not info.exists():  # not Linux: say 4 GiB
-        return 2**32
-    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1])
-    limit = group / "memory.max"
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        # Files that were read count as used, but make way.
-        files = re.search(r"(?m)^file (\d+)", (group / "memory.stat").read_text())[1]
-        used = int((group / "memory.current").read_text()) - int(files)
-        free = min(free, int(text) - used)
-    return max(2**26, free)
+@dataclass(frozen=True, eq=False)
+class Landscape(Task):
+    """A task whose loss is an explicit function of theta; `dss.landscape` builds it.
+
+    Attributes:
+        function: maps `(..., P)` to losses `(...)`, differentiable.
+        others: as in `Task`; there is no module, and there are no samples.
+    """
+
+    function: Callable[[Tensor], Tensor] = field(default=None, repr=False)
+
+    def _losses(self, thetas: Tensor, split: str) -> Tensor:
+        with torch.no_grad():
+            return self.function(thetas).to(thetas.dtype)
+
+    def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
+        leaf = thetas.detach().requires_grad_()
+        values = self.function(leaf)
+        return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
+
+    def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
+        """Refused: an explicit function of theta has no outputs."""
+        raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
 
 
 def _name_of(function: str | Callable) -> str:

@@ -8,20 +8,76 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dss.checks import lookup
 from dss.data import load_digits, load_mnist, polynomial_samples
-from dss.networks import (
+from dss.networks.architectures import (
     authors_cnn,
     authors_dropout,
     draw,
-    lookup,
+    image_mlp,
     mlp,
     small_cnn,
     uniform,
 )
-from dss.task import Task
+from dss.networks.memory import Budget
+from dss.task import Landscape, Task
 from dss.theta import shapes_of
 
 POLYNOMIALS = {"quadratic": [0.1, 0.25, 0.5], "cubic": [0.0, 3.0, -10.0, 8.0]}
+
+# Keyword arguments of `find_strings` by preset.  For polynomials Adam at .01 takes a half to a
+# third of the gradient steps of RMSprop at .001 on held-out seeds, connects as many strings, and
+# those are 2 % longer (`make bench`, settings).  For images, measuring 1,000 digits costs as much
+# as three steps, and a gamma as much as eighty.  "authors": as in their published scripts.
+POLYNOMIAL_SETTINGS = {
+    None: {"optimizer": "adam", "lr": 1e-2},
+    "authors": {
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "alpha": 0.95,
+        "slack": 1.1,
+        "n_t": 101,
+        "t_star": "midpoint",
+        "insert_first": True,
+        "max_depth": 10,
+        "max_steps": 200_000,
+        "patience": 50_000,
+    },
+}
+IMAGE_SETTINGS = {
+    None: {
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "batch_size": 128,
+        "patience": 3_000,
+        "check_every": 30,
+        "t_star": "coarse",
+    },
+    "authors": {
+        "optimizer": "adam",
+        "lr": 1e-4,
+        "batch_size": 100,
+        "alpha": 0.98,
+        "slack": 1.02,
+        "n_t": 21,
+        "t_star": "grid",
+        "insert_first": True,
+        "max_depth": 10,
+        "max_steps": 100_000,
+        "patience": 20_000,
+        "check_every": 100,
+    },
+}
+
+# The networks of the authors' polynomial scripts; that of the cubic serves all others.
+AUTHORS_NETWORKS = {
+    "quadratic": {"activation": "sigmoid", "hidden": (4, 4), "bias": False, "final": (nn.Sigmoid,)},
+    "cubic": {"activation": "sigmoid", "hidden": (4, 4), "bias": True, "final": ()},
+}
+
+# Of images: networks by name, and the metric that each choice stands for.
+NETWORKS = {"cnn": small_cnn, "mlp": image_mlp}
+IMAGE_METRICS = {"loss": "cross_entropy", "error": "error"}
 
 
 def quad(
@@ -75,35 +131,23 @@ def polynomial(
     Paper: Sec. III.A.
     """
     label = coefficients if isinstance(coefficients, str) else "polynomial"
+    settings = lookup(POLYNOMIAL_SETTINGS, preset, "preset")
     if isinstance(coefficients, str):
         coefficients = lookup(POLYNOMIALS, coefficients, "polynomial")
     elif restrict:
         _check_range(coefficients)
-    # A half to a third of the gradient steps of RMSprop at 1e-3 on held-out seeds, as many strings
-    # connected, and those 2 % longer (`make bench`, settings).
-    settings, initial = {"optimizer": "adam", "lr": 1e-2}, "torch"
-    final, bias, usual = [], True, (128, 256)
-    if lookup({None: False, "authors": True}, preset, "preset"):
-        activation, loss, hidden, usual = "sigmoid", "mae", (4, 4), (10_000, 10_000)
-        final, bias = ([nn.Sigmoid()], False) if label == "quadratic" else ([], True)
-        initial = "uniform"
-        settings = {
-            "optimizer": "adam",
-            "lr": 1e-3,
-            "alpha": 0.95,
-            "slack": 1.1,
-            "n_t": 101,
-            "t_star": "midpoint",
-            "insert_first": True,
-            "max_depth": 10,
-            "max_steps": 200_000,
-            "patience": 50_000,
-        }
+    network = {"activation": activation, "hidden": hidden, "bias": True, "final": ()}
+    usual_sizes, initial = (128, 256), "torch"
+    if preset == "authors":
+        loss, usual_sizes, initial = "mae", (10_000, 10_000), "uniform"
+        network = AUTHORS_NETWORKS.get(label, AUTHORS_NETWORKS["cubic"])
     lookup({name: name for name in ("mse", "mae", "huber")}, loss, "polynomial loss")
+    widths = [1, *network["hidden"], 1]
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
-        module = mlp([1, *hidden, 1], activation, bias).extend(final)
+        module = mlp(widths, network["activation"], network["bias"])
+        module.extend(layer() for layer in network["final"])
     sizes = [
-        default if n is None else n for n, default in zip((n_train, n_eval), usual, strict=True)
+        usual if n is None else n for n, usual in zip((n_train, n_eval), usual_sizes, strict=True)
     ]
     samples = [
         tuple(v.float() for v in polynomial_samples(coefficients, n, seed))
@@ -114,7 +158,7 @@ def polynomial(
         loss,
         *samples,
         init=partial(draw, module, initial),
-        name=f"{label} {activation} {loss}" + (f" ({preset})" if preset else ""),
+        name=f"{label} {network['activation']} {loss}" + (f" ({preset})" if preset else ""),
         settings=settings,
     )
     if preset is None:
@@ -189,12 +233,13 @@ def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None =
     if not isinstance(got, Tensor) or got.shape != (2,):
         what = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"function maps (2, {dim}) to {what}; losses of shape (2,) are needed")
-    return Task(
+    return Landscape(
         name=name or getattr(function, "__name__", "landscape"),
         n_params=dim,
         metric="loss",
         loss="loss",
         init_function=lambda n, generator: torch.special.ndtri(uniform(n, dim, generator)),
+        budget=Budget(dim, torch.device("cpu")),
         function=function,
         dtype=torch.float64,
     )
@@ -202,36 +247,19 @@ def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None =
 
 def _classification(data, load, network, metric, n_eval, preset) -> Task:
     """MNIST-like tasks; see `mnist` for the arguments."""
-    lookup({None: None} | ({"authors": None} if data == "mnist" else {}), preset, "preset")
+    by_authors = data == "mnist"  # they have no script for other images
+    known_settings = IMAGE_SETTINGS if by_authors else {None: IMAGE_SETTINGS[None]}
+    settings = lookup(known_settings, preset, "preset")
     if preset == "authors":
         network, metric = "authors", "error"
         n_eval = 10_000 if n_eval is None else n_eval
-    metric_name = lookup({"loss": "cross_entropy", "error": "error"}, metric, "metric")
-    networks = {"cnn": small_cnn, "mlp": _image_mlp}
-    networks |= {"authors": authors_cnn} if data == "mnist" else {}
-    build = lookup(networks, network, "network")
+    metric_name = lookup(IMAGE_METRICS, metric, "metric")
+    known_networks = NETWORKS | ({"authors": authors_cnn} if by_authors else {})
+    build = lookup(known_networks, network, "network")
     train, (x_test, y_test) = load()
     n_eval = min(1_000, len(x_test)) if n_eval is None else n_eval
     if not 1 <= n_eval <= len(x_test):
         raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
-    settings = {"optimizer": "adam", "lr": 1e-3, "batch_size": 128, "patience": 3_000}
-    # Measuring 1,000 digits costs as much as three steps, and a gamma as much as eighty.
-    settings |= {"check_every": 30, "t_star": "coarse"}
-    if preset == "authors":
-        settings = {
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "batch_size": 100,
-            "alpha": 0.98,
-            "slack": 1.02,
-            "n_t": 21,
-            "t_star": "grid",
-            "insert_first": True,
-            "max_depth": 10,
-            "max_steps": 100_000,
-            "patience": 20_000,
-            "check_every": 100,
-        }
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
         module = build(x_test.shape[-1])
     task = Task.from_module(
@@ -247,10 +275,6 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
         settings=settings,
     )
     return replace(task, noise=authors_dropout) if network == "authors" else task
-
-
-def _image_mlp(side: int) -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), *mlp([side * side, 32, 32, 10]))
 
 
 def _check_range(coefficients: list[float]) -> None:

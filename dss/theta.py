@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from dss.checks import check_alike, check_theta
+
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
     """Names and shapes of the parameters of a network, in the order in which `flatten` lays them.
@@ -128,11 +130,7 @@ def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:
     """
     check_theta(theta_1, "theta_1")
     check_theta(theta_2, "theta_2")
-    if theta_1.shape != theta_2.shape or theta_1.dtype != theta_2.dtype:
-        raise ValueError(
-            f"theta_1 has shape {tuple(theta_1.shape)}, {theta_1.dtype}, and theta_2 "
-            f"{tuple(theta_2.shape)}, {theta_2.dtype}; both must be the same"
-        )
+    check_alike(theta_1, theta_2)
     t = torch.as_tensor(t, dtype=theta_1.dtype, device=theta_1.device)[..., None]
     return torch.lerp(theta_1, theta_2, t)
 
@@ -190,37 +188,3 @@ def normalized_length(thetas: Tensor, mask: Tensor | None = None) -> float:
     if straight == 0:
         return 1.0 if length == 0 else float("inf")
     return length / straight
-
-
-def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = False) -> Tensor:
-    """Return `theta` when it is a floating-point tensor of `shape`, else say what is wrong with it.
-
-    Args:
-        theta: the tensor to check.
-        name: how the message calls it.
-        shape: expected shape, `None` for any size; a leading `...` for any leading dimensions.
-        finite: also refuse NaN and inf.
-
-    Raises:
-        TypeError: not a floating-point tensor.
-        ValueError: wrong shape, or a value that is not finite.
-    """
-    if not isinstance(theta, Tensor):
-        raise TypeError(f"{name} is a {type(theta).__name__}; a floating-point tensor is needed")
-    if not theta.is_floating_point():
-        raise TypeError(
-            f"{name} has dtype {theta.dtype}; floating point is needed: pass {name}.float()"
-        )
-    any_lead = bool(shape) and shape[0] is ...
-    wanted = shape[1:] if any_lead else shape
-    got = theta.shape[theta.dim() - len(wanted) :] if any_lead else theta.shape
-    if len(got) != len(wanted) or any(w not in (None, g) for g, w in zip(got, wanted, strict=True)):
-        text = ", ".join("..." if s is ... else "any" if s is None else str(s) for s in shape)
-        raise ValueError(f"{name} has shape {tuple(theta.shape)}; ({text}) is needed")
-    if finite and not torch.isfinite(theta).all():
-        bad = (~torch.isfinite(theta)).nonzero()
-        raise ValueError(
-            f"{name} holds {len(bad)} values that are NaN or inf, the first at index "
-            f"{tuple(bad[0].tolist())}; every value must be finite"
-        )
-    return theta

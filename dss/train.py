@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,32 +11,10 @@ import torch
 from torch import Tensor
 
 from dss.checkpoint import once
+from dss.checks import check_theta
+from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
+from dss.status import Status
 from dss.task import Task
-from dss.theta import check_theta
-
-
-def _rmsprop(theta, gradient, state, step, lr) -> None:
-    (square,) = state
-    square.mul_(0.99).addcmul_(gradient, gradient, value=0.01)
-    theta.addcdiv_(gradient, square.sqrt().add_(1e-8), value=-lr)
-
-
-def _adam(theta, gradient, state, step, lr) -> None:
-    mean, square = state
-    mean.lerp_(gradient, 0.1)
-    square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
-    root = square.sqrt().div_(math.sqrt(1 - 0.999**step)).add_(1e-8)
-    theta.addcdiv_(mean, root, value=-lr / (1 - 0.9**step))
-
-
-def _sgd(theta, gradient, state, step, lr) -> None:
-    theta.add_(gradient, alpha=-lr)
-
-
-# torch.optim's rules with its defaults, in place on `(N, P)`: they act elementwise, so that this is
-# N independent descents.  torch.optim takes longer to call than a small network to differentiate,
-# and knows no rows that leave.  With each rule how many `(N, P)` tensors of state it keeps.
-OPTIMIZERS = {"rmsprop": (_rmsprop, 1), "adam": (_adam, 2), "sgd": (_sgd, 0)}
 
 # Flat vectors that training holds per network: start, result, itself, its gradient in parts and
 # joined, two of the optimiser's state and two of its temporaries.
@@ -55,14 +33,18 @@ class Trained:
         reached: `(N,)` bool, the metric is at or below the target.
         steps: `(N,)` int64, gradient steps spent.
         losses: `(N,)` float64, the metric at `thetas`.
-        status: why each descent ended: `reached`, `stalled`, `budget spent` or `not finite`.
+        status: why each descent ended: `reached`, `stalled`, `budget spent` or `not finite`, with
+            its meaning and advice (`dss.status`).
     """
 
     thetas: Tensor
     reached: Tensor
     steps: Tensor
     losses: Tensor
-    status: list[str]
+    status: list[Status]
+
+    def __post_init__(self):
+        self.status[:] = map(Status, self.status)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +64,7 @@ class Endpoints:
     steps: Tensor
 
 
+@takes_training
 def train_endpoints(
     task: Task,
     n: int,
@@ -100,14 +83,16 @@ def train_endpoints(
         L0: T thresholds.
         generator: CPU generator for initial values and data order; by default one with seed 0.
         checkpoint: a file that holds the result; the same call, made again, returns it at once.
-        training: keyword arguments of `train_to`.
+        training: the fields of `dss.descent.Training`.
 
     Returns:
         `Endpoints`.
 
     Raises:
         RuntimeError: after 20 rounds of drawing there are still too few.
-        ValueError: n < 1, or a checkpoint that is damaged or of another call.
+        TypeError: an unknown argument.
+        ValueError: n < 1, an argument out of range, or a checkpoint that is damaged or of another
+            call.
         OSError: the checkpoint cannot be written.
 
     Paper: step 1, Sec. II.B.
@@ -115,60 +100,59 @@ def train_endpoints(
     generator = generator or torch.Generator().manual_seed(0)
     if n < 1:
         raise ValueError(f"n is {n}; at least one network is needed")
+    training = training_of(training)
     targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
-    call = training | {"n": n, "L0": targets}
+    call = asdict(training) | {"n": n, "L0": targets}
     draw = partial(_draw_endpoints, task, n, targets, generator, training)
     return once(checkpoint, task, call, generator, Endpoints, draw)
 
 
-def _draw_endpoints(task, n, targets, generator, training) -> Endpoints:
+def _draw_endpoints(task, n, targets, generator, training: Training) -> Endpoints:
     """`train_endpoints` without a checkpoint."""
-    found: list[list[Tensor]] = [[] for _ in targets]
+    reached: list[list[Tensor]] = [[] for _ in targets]
     steps: list[list[int]] = [[] for _ in targets]
     # The rate of success is not known beforehand.  Spare networks cost next to nothing where steps
     # are small, and their full share with minibatches.
-    spare = 1.33 if steps_see_all(task, training.get("batch_size")) else 1
+    spare = 1.33 if steps_see_all(task, training.batch_size) else 1
     drawn, discarded = (torch.zeros(len(targets), dtype=torch.int64) for _ in range(2))
     for _ in range(20):
-        rates = [len(f) / max(1, int(d)) for f, d in zip(found, drawn, strict=True)]
+        rates = [len(f) / max(1, int(d)) for f, d in zip(reached, drawn, strict=True)]
         missing = [
             math.ceil(max(spare, 1 / rate if rate else spare) * (n - len(f)))
-            for f, rate in zip(found, rates, strict=True)
+            for f, rate in zip(reached, rates, strict=True)
         ]
         if not any(missing):
             break
-        of = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
-        thetas = task.init(len(of), generator)
-        trained = train_to(task, thetas, targets[of], generator=generator, **training)
-        for i, k in enumerate(of.tolist()):
+        threshold = torch.arange(len(targets)).repeat_interleave(torch.tensor(missing))
+        thetas = task.init(len(threshold), generator)
+        trained = train_to(
+            task, thetas, targets[threshold], generator=generator, **asdict(training)
+        )
+        for i, k in enumerate(threshold.tolist()):
             drawn[k] += 1
             if not trained.reached[i]:
                 discarded[k] += 1
-            elif len(found[k]) < n:
-                found[k].append(trained.thetas[i])
+            elif len(reached[k]) < n:
+                reached[k].append(trained.thetas[i])
                 steps[k].append(int(trained.steps[i]))
-    for k, f in enumerate(found):
-        if len(f) < n:
+    for k, thetas in enumerate(reached):
+        if len(thetas) < n:
             raise RuntimeError(
-                f"{task.name}: {len(f)} of {int(drawn[k])} networks reached "
+                f"{task.name}: {len(thetas)} of {int(drawn[k])} networks reached "
                 f"{task.metric} {float(targets[k]):.4g}; {n} are needed"
             )
-    stack = torch.stack([torch.stack(f) for f in found])
+    stack = torch.stack([torch.stack(thetas) for thetas in reached])
     return Endpoints(stack, drawn, discarded, torch.tensor(steps))
 
 
+@takes_training
 def train_to(
     task: Task,
     thetas: Tensor,
     target: float | Tensor,
-    optimizer: str = "rmsprop",
-    lr: float = 1e-3,
-    batch_size: int | None = None,
-    max_steps: int = 20_000,
     generator: torch.Generator | None = None,
-    patience: int = 1_000,
-    check_every: int | None = None,
     checkpoint: str | Path | None = None,
+    **training,
 ) -> Trained:
     """Descend the training loss of each network until its metric is at or below `target`.
 
@@ -182,15 +166,9 @@ def train_to(
         task: gives the training loss and the metric, which is measured on the evaluation set.
         thetas: `(N, P)` starting points, or `(P,)` for one.
         target: one value, or `(N,)`, in the unit of `task.metric`.
-        optimizer: `"rmsprop"`, `"adam"` or `"sgd"`.
-        lr: learning rate.
-        batch_size: samples per gradient step; None: the task's own, for polynomials all.
-        max_steps: most gradient steps for a network.
         generator: CPU generator of the data order; a new one with seed 0 by default.
-        patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
-        check_every: gradient steps between measurements of the metric; by default 1 with the whole
-            training sample in each step, else 20.
         checkpoint: a file that holds the result; the same call, made again, returns it at once.
+        training: the fields of `dss.descent.Training`.
 
     Returns:
         `Trained`; a network that stalls or turns NaN is marked and never counts as reached.
@@ -206,7 +184,7 @@ def train_to(
     thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params))
     if len(thetas) == 0:
         raise ValueError("thetas has 0 rows; at least one network is needed")
-    check_training(optimizer, lr, max_steps, patience, check_every)
+    training = training_of(training)
     n, device = len(thetas), task.device
     target = torch.as_tensor(target, dtype=torch.float64, device=device)
     if target.shape not in ((), (n,)):
@@ -217,16 +195,12 @@ def train_to(
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
     generator = generator or torch.Generator().manual_seed(0)
     thetas = thetas.detach().to(device)
-    settings = {"optimizer": optimizer, "lr": lr, "batch_size": batch_size}
-    settings |= {"max_steps": int(max_steps), "patience": patience, "check_every": check_every}
-    call = settings | {"thetas": thetas, "target": target}
-    train = partial(_train_groups, task, thetas, target, generator, **settings)
+    call = asdict(training) | {"thetas": thetas, "target": target}
+    train = partial(_train_groups, task, thetas, target, generator, training)
     return once(checkpoint, task, call, generator, Trained, train)
 
 
-def _train_groups(
-    task, thetas, target, generator, optimizer, lr, batch_size, max_steps, patience, check_every
-) -> Trained:
+def _train_groups(task, thetas, target, generator, training: Training) -> Trained:
     """`train_to` in groups that fit memory."""
     n, device = len(thetas), task.device
     begin, longest = generator.get_state(), -1
@@ -237,14 +211,13 @@ def _train_groups(
         losses=torch.empty(n, dtype=torch.float64, device=device),
         status=[],
     )
-    limits = max_steps, patience, check_every
-    for rows in torch.arange(n).split(task.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
+    for rows in torch.arange(n).split(task.budget.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
         # Every group sees the same batches; the caller's generator ends where the longest one does.
         own = torch.Generator()
         own.set_state(begin)
-        batches = _batches(task, batch_size, own)
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        group = _descend(task, thetas[part], target[part], optimizer, lr, batches, *limits)
+        batches = _batches(task, training.batch_size, own)
+        group = _descend(task, thetas[part], target[part], batches, training)
         for name in ("thetas", "reached", "steps", "losses"):
             getattr(result, name)[part] = getattr(group, name)
         result.status.extend(group.status)
@@ -254,10 +227,9 @@ def _train_groups(
     return result
 
 
-def _descend(
-    task, thetas, target, optimizer, lr, batches, max_steps, patience, check_every
-) -> Trained:
+def _descend(task, thetas, target, batches: "_batches", training: Training) -> Trained:
     """`train_to` for networks that fit memory together."""
+    max_steps, check_every = training.max_steps, training.check_every
     check_every = check_every or (1 if batches.whole else 20)
     result, theta = thetas.clone(), thetas.clone()
     # A number or two per network: NumPy takes a fifth of the time that torch takes for so little.
@@ -267,14 +239,14 @@ def _descend(
 
     rows = np.arange(len(value))  # networks that still descend
     floor, best_step = value * (1 - LEAST_PROGRESS), steps.copy()  # below it is an improvement
-    update, n_state = OPTIMIZERS[optimizer]
+    update, n_state = OPTIMIZERS[training.optimizer]
     state = [torch.zeros_like(theta) for _ in range(n_state)]
     step = 0
     while True:
         improved = value < floor
         floor = np.where(improved, (1 - LEAST_PROGRESS) * value, floor)
         best_step[improved] = step
-        stalled = step - best_step >= patience
+        stalled = step - best_step >= training.patience
         leave = (value <= goal) | ~np.isfinite(value) | stalled | (step >= max_steps)
         if leave.any():
             both = leave.nonzero()[0], (~leave).nonzero()[0]
@@ -284,7 +256,9 @@ def _descend(
             finite &= np.isfinite(value[leave])
             ends = [finite & (value <= goal)[leave], ~finite, stalled[leave]]
             left = rows[leave]
-            status[left] = np.select(ends, ["reached", "not finite", "stalled"], "budget spent")
+            status[left] = np.select(
+                ends, [Status.REACHED, Status.NOT_FINITE, Status.STALLED], Status.BUDGET_SPENT
+            )
             losses[left], steps[left] = value[leave], step
             result[torch.from_numpy(left).to(theta.device)] = theta[gone]
             if len(stay) == 0:
@@ -294,39 +268,17 @@ def _descend(
         for _ in range(min(check_every, max_steps - step)):
             gradient = task.gradients(theta, next(batches), batches.generator)[1]
             step += 1
-            update(theta, gradient, state, step, lr)
+            update(theta, gradient, state, step, training.lr)
         value = task.losses(theta).double().cpu().numpy()
-    found = (torch.from_numpy(v).to(task.device) for v in (status == "reached", steps, losses))
-    return Trained(result, *found, status.tolist())
-
-
-def rounding(dtype: torch.dtype) -> float:
-    """Relative margin by which a loss at a threshold may lie above it: 8 epsilons, 1e-5 at most."""
-    return min(8 * torch.finfo(dtype).eps, 1e-5)
+    reached = status == Status.REACHED
+    columns = (torch.from_numpy(v).to(task.device) for v in (reached, steps, losses))
+    return Trained(result, *columns, status.tolist())
 
 
 def steps_see_all(task: Task, batch_size: int | None) -> bool:
-    """Whether every gradient step sees the whole training sample; ValueError for a size < 1."""
+    """Whether every gradient step sees the whole training sample."""
     size = task.batch_size if batch_size is None else batch_size
-    if size is not None and size < 1:
-        raise ValueError(f"batch_size is {size}; at least 1 is needed")
     return size is None or not task.splits or size >= len(task.splits["train"][0])
-
-
-def check_training(optimizer, lr, max_steps, patience, check_every) -> None:
-    """Raise ValueError for an argument of `train_to` that is out of range."""
-    for name, value in (("max_steps", max_steps), ("patience", patience)):
-        if value != int(value):
-            raise ValueError(f"{name} is {value}; a whole number is needed")
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
-    if not lr > 0:
-        raise ValueError(f"lr is {lr}; it must be > 0")
-    if max_steps < 0 or patience < 1 or (check_every is not None and check_every < 1):
-        raise ValueError(
-            f"max_steps is {max_steps} (>= 0), patience {patience} (>= 1), "
-            f"check_every {check_every} (>= 1 or None)"
-        )
 
 
 class _batches(Iterator):

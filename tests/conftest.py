@@ -10,7 +10,8 @@ from browser import browser, page, site  # noqa: F401
 from torch.nn.utils import vector_to_parameters
 
 import dss
-from dss import networks, sampling
+from dss import sampling
+from dss.networks import losses
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
@@ -94,7 +95,7 @@ def plain_loss():
         vector_to_parameters(theta, module.parameters())
         x, y = task.splits[split]
         with torch.no_grad():
-            return networks.LOSSES[name or task.metric](module(x), y)
+            return losses.LOSSES[name or task.metric](module(x), y)
 
     return loss_of
 

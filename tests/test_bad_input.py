@@ -200,7 +200,7 @@ def test_a_damaged_string_file(tmp_path):
     path = tmp_path / "string.safetensors"
     path.write_bytes(b"\x00" * 100)
     with needs(ValueError, str(path), "not a readable string file"):
-        dss.load_string(path)
+        dss.String.load(path)
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 1), (1, 3, 2)])

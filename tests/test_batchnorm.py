@@ -116,7 +116,10 @@ def test_the_size_of_chunks_changes_nothing():
     parts = dss.Task.from_module(over, "mse", *samples, eval_chunk=3)
     thetas = whole.init(3)
     torch.testing.assert_close(parts.losses(thetas), whole.losses(thetas))
-    assert (whole.n_activations, whole.n_fixed) == (3 + 3 * 6 + 3 * 4 + 1, 20 * (3 * 6 + 3 * 4 + 1))
+    assert (whole.budget.n_activations, whole.budget.n_fixed) == (
+        3 + 3 * 6 + 3 * 4 + 1,
+        20 * (3 * 6 + 3 * 4 + 1),
+    )
     own = dss.batch_statistics(dense().double())
     with pytest.raises(ValueError, match="layer '1' .BatchNorm1d. .* eval_chunk=3 would change"):
         dss.Task.from_module(own, "mse", *samples, eval_chunk=3)

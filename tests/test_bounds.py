@@ -10,26 +10,26 @@ from hypothesis import given
 from torch import nn
 
 import dss
-from dss.bounds import (
+from dss.networks.losses import LOSSES
+from dss.proofs.bounds import (
+    BOUNDED_METRICS,
     FORMS,
-    METRICS,
     STEPS,
     Enclosure,
     Network,
     bounds,
-    layers_of,
     losses,
     metric_of,
+    records_of_layers,
     sample_of,
 )
-from dss.networks import LOSSES
 
 torch.set_num_threads(1)
 
 
 def bounded(module, metric, theta_1, theta_2, x, y, begin, end, form="affine"):
     """Upper bound and centre value on pieces of one segment."""
-    net = Network(layers_of(module, x), theta_1[None], theta_2[None], x, form)
+    net = Network(records_of_layers(module, x), theta_1[None], theta_2[None], x, form)
     begin, end = (torch.as_tensor(v, dtype=torch.float64) for v in (begin, end))
     pieces = torch.zeros(len(begin), dtype=torch.int64), (begin + end) / 2, (end - begin) / 2
     with torch.no_grad():
@@ -75,7 +75,7 @@ NETWORKS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("metric", BOUNDED_METRICS)
 @pytest.mark.parametrize("name", NETWORKS)
 @hypothesis.settings(max_examples=15)
 @given(
@@ -142,7 +142,7 @@ def test_a_single_layer_is_enclosed_in_exact_arithmetic(scale, seeded):
         theta_1, noise = torch.randn(2, 82, generator=generator, dtype=torch.float64)
         theta_1, theta_2 = scale * theta_1, -scale * theta_1 * (1 + 1e-7 * noise)
         x = torch.randn(3, 40, generator=generator, dtype=torch.float64)
-        net = Network(layers_of(module, x), theta_1[None], theta_2[None], x)
+        net = Network(records_of_layers(module, x), theta_1[None], theta_2[None], x)
         for t in (0.0, 0.3, 0.7109375, 1.0):
             pieces = torch.tensor([0]), torch.tensor([t]).double(), torch.tensor([0.0]).double()
             a, b, e = (v[0] for v in net.outputs(*pieces))
@@ -184,7 +184,7 @@ def exact_relu_mse(widths, theta_1, theta_2, x, y, t):
 def test_points_are_enclosed_in_exact_arithmetic(scale, dtype, seeded):
     """Cancellation at its worst: theta_2 is all but -theta_1, and targets are the outputs."""
     widths, generator = [2, 6, 5, 2], seeded(1)
-    module = dss.networks.mlp(widths)
+    module = dss.networks.architectures.mlp(widths)
     for _ in range(4):
         theta_1 = scale * torch.randn(n_params(module), generator=generator, dtype=dtype)
         theta_2 = -theta_1 * (
@@ -268,7 +268,7 @@ def test_elementary_functions_are_as_good_as_is_assumed():
 )  # fmt: skip
 def test_what_has_no_bounds_is_refused_by_name(module, shape, message):
     with pytest.raises(ValueError, match=message):
-        layers_of(module, torch.zeros(1, *shape))
+        records_of_layers(module, torch.zeros(1, *shape))
 
 
 def test_metrics_without_bounds_are_refused_by_name():
@@ -281,8 +281,8 @@ def test_metrics_without_bounds_are_refused_by_name():
 def test_shared_layers_and_hooks_are_refused():
     layer = nn.Linear(3, 3)
     with pytest.raises(ValueError, match="share"):
-        layers_of(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(1, 3))
+        records_of_layers(nn.Sequential(layer, nn.ReLU(), layer), torch.zeros(1, 3))
     hooked = nn.Sequential(nn.Linear(3, 3))
     hooked[0].register_forward_hook(lambda *_: None)
     with pytest.raises(ValueError, match="hook"):
-        layers_of(hooked, torch.zeros(1, 3))
+        records_of_layers(hooked, torch.zeros(1, 3))

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import dss
-from dss.certify import FORMAT
-from dss.checker import check_certificate
 from dss.files import save_tensors
+from dss.proofs.certify import CERTIFICATE_FORMAT
+from dss.proofs.checker import check_certificate
 
 
 def network(module, x, y, metric="mse"):
@@ -194,14 +194,14 @@ def files(found, tmp_path_factory):
     task, strings = found
     string = max(strings, key=lambda s: s.n_beads)
     certificate = dss.certify(task, string, tolerance=0.01)
-    dss.save_string(string, folder / "pair.string")
-    dss.save_certificate(certificate, folder / "pair.certificate")
+    string.save(folder / "pair.string")
+    certificate.save(folder / "pair.certificate")
     return folder / "pair.certificate", folder / "pair.string", certificate
 
 
 def test_a_certificate_is_saved_bit_for_bit_and_confirmed(files):
     path, string, certificate = files
-    loaded = dss.load_certificate(path)
+    loaded = dss.Certificate.load(path)
     for name, value in vars(certificate).items():
         other = getattr(loaded, name)
         assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
@@ -210,9 +210,9 @@ def test_a_certificate_is_saved_bit_for_bit_and_confirmed(files):
 
 def tampered(path, out, **changes):
     """The certificate again, with some fields replaced and a digest that fits."""
-    certificate = dss.load_certificate(path)
+    certificate = dss.Certificate.load(path)
     changed = replace(certificate, **{n: f(getattr(certificate, n)) for n, f in changes.items()})
-    return dss.save_certificate(changed, out)
+    return changed.save(out)
 
 
 def times(i, factor):
@@ -269,9 +269,9 @@ def test_a_certificate_of_another_string_is_rejected(files, found, tmp_path):
     moved = tampered(path, tmp_path / "c", thetas=times(40, 1 + 1e-6))
     reasons = check_certificate(moved, string)
     assert reasons == ["network 1 of the certificate is not network 1 of the string"]
-    other = dss.save_string(replace(dss.load_string(string), L0=0.02), tmp_path / "s")
+    other = replace(dss.String.load(string), L0=0.02).save(tmp_path / "s")
     assert check_certificate(path, other) == [], "it proves more than the string claims"
-    other = dss.save_string(replace(dss.load_string(string), L0=0.005), tmp_path / "s")
+    other = replace(dss.String.load(string), L0=0.005).save(tmp_path / "s")
     assert any("the limit is 0.01" in r for r in check_certificate(path, other))
 
 
@@ -288,13 +288,17 @@ def test_a_changed_byte_is_seen(files, tmp_path):
 def test_another_version_is_refused(files, tmp_path, kind):
     certificate = files[2]
     save_tensors(tmp_path / "c", kind, {"thetas": certificate.thetas}, {})
-    for read in (check_certificate, dss.load_certificate):
-        with pytest.raises(ValueError, match=f"format is '{kind}'; '{FORMAT}' is known"):
+    for read in (check_certificate, dss.Certificate.load):
+        with pytest.raises(
+            ValueError, match=f"format is '{kind}'; '{CERTIFICATE_FORMAT}' is known"
+        ):
             read(tmp_path / "c")
 
 
 def test_the_checker_shares_no_code_with_the_prover():
-    code = "import sys; sys.modules['torch'] = None; sys.path.insert(0, 'dss'); import checker"
+    code = (
+        "import sys; sys.modules['torch'] = None; sys.path.insert(0, 'dss/proofs'); import checker"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -322,7 +326,7 @@ def test_image_networks_are_proved_and_confirmed(name, seeded, tmp_path):
     string = dss.find_string(task, *thetas, 0.5, generator=seeded(), **task.settings)
     certificate = dss.certify(task, string)
     assert string.connected and certificate.proved
-    assert check_certificate(dss.save_certificate(certificate, tmp_path / "c")) == []
+    assert check_certificate(certificate.save(tmp_path / "c")) == []
 
 
 def test_overflow_is_never_a_proof(tmp_path):
@@ -339,7 +343,7 @@ def test_overflow_is_never_a_proof(tmp_path):
         certificate, upper=certificate.upper * 0, bound=certificate.bound * 0, status=["proved"]
     )
     forged = replace(forged, upper=torch.zeros(1).double(), bound=torch.zeros_like(forged.begin))
-    reasons = check_certificate(dss.save_certificate(forged, tmp_path / "c"))
+    reasons = check_certificate(forged.save(tmp_path / "c"))
     assert any("is not confirmed" in r for r in reasons)
 
 
@@ -354,7 +358,7 @@ def test_an_infinite_loss_is_no_lower_bound_and_no_crash():
 
 @pytest.mark.parametrize("undo", ["weight norm", "pruning"])
 def test_layers_whose_bias_comes_first_are_refused_and_measured_right(undo, plain_loss):
-    module = dss.networks.mlp([2, 3, 2]).double()
+    module = dss.networks.architectures.mlp([2, 3, 2]).double()
     for layer in (module[0], module[2]):
         if undo == "pruning":
             prune.identity(layer, "weight")
@@ -383,7 +387,10 @@ def test_targets_that_the_metric_takes_otherwise_are_refused(y, message):
     x = torch.randn(3, 2).double()
     task = network(nn.Sequential(nn.Linear(2, 2)), x, torch.tensor([0, 1, 1]), "cross_entropy")
     odd = replace(
-        task, metric="error", metric_function=dss.networks.LOSSES["error"], splits={"test": (x, y)}
+        task,
+        metric="error",
+        metric_function=dss.networks.losses.LOSSES["error"],
+        splits={"test": (x, y)},
     )
     string = dss.String(task.init(2), "connected", 0.5, 0.9, 1.0, 33, float("nan"))
     with pytest.raises(ValueError, match=message):
@@ -413,7 +420,7 @@ def test_layers_that_do_nothing_are_passed_over(tmp_path, seeded):
     task = dss.Task.from_module(nn.Sequential(*layers).eval(), "mse", (x, y), (x, y))
     certificate = dss.certify(task, string_of(task, *task.init(2), L0=9.0))
     assert certificate.proved and len(certificate.layers) == 3
-    assert check_certificate(dss.save_certificate(certificate, tmp_path / "c")) == []
+    assert check_certificate(certificate.save(tmp_path / "c")) == []
     assert len(repr(certificate)) < 600
     with pytest.raises(TypeError, match="use certify_strings"):
         dss.certify(task, [certificate])
@@ -435,15 +442,17 @@ def test_a_tolerance_ends_where_the_loss_is_nothing(seeded):
 
 def test_an_autoencoder_is_saved_and_confirmed(tmp_path, seeded):
     x = torch.randn(6, 3, generator=seeded())
-    task = dss.Task.from_module(dss.networks.mlp([3, 4, 3], "tanh"), "mse", (x, x), (x, x))
+    task = dss.Task.from_module(
+        dss.networks.architectures.mlp([3, 4, 3], "tanh"), "mse", (x, x), (x, x)
+    )
     certificate = dss.certify(task, string_of(task, *task.init(2), L0=9.0))
-    assert check_certificate(dss.save_certificate(certificate, tmp_path / "c")) == []
+    assert check_certificate(certificate.save(tmp_path / "c")) == []
 
 
 @pytest.mark.parametrize("L0", [1e-6, 1e-9, 1e-11])
 def test_small_losses_are_confirmed(L0, tmp_path, seeded):
     """Targets are a network's own outputs, a little off."""
-    module, generator = dss.networks.mlp([2, 3, 3, 2]).double(), seeded(1)
+    module, generator = dss.networks.architectures.mlp([2, 3, 3, 2]).double(), seeded(1)
     x = torch.randn(9, 2, generator=generator, dtype=torch.float64)
     task = network(module, x, torch.zeros(9, 2).double())
     theta = task.init(1, generator)[0]
@@ -453,7 +462,7 @@ def test_small_losses_are_confirmed(L0, tmp_path, seeded):
     for tolerance in (None, 1e-3):
         (certificate,) = dss.certify_strings(task, [string], limit=3 * L0, tolerance=tolerance)
         assert certificate.proved
-        assert check_certificate(dss.save_certificate(certificate, tmp_path / "c")) == []
+        assert check_certificate(certificate.save(tmp_path / "c")) == []
 
 
 WINDOWS = {
@@ -472,7 +481,7 @@ def test_layers_that_lie_are_rejected(name, tmp_path, seeded):
     x, y = torch.randn(4, 1, 8, 8, generator=seeded()), torch.tensor([0, 1, 1, 0])
     task = dss.Task.from_module(nn.Sequential(*layers), "cross_entropy", (x, y), (x, y))
     certificate = dss.certify(task, string_of(task, *task.init(2), L0=5.0))
-    path = dss.save_certificate(certificate, tmp_path / "c")
+    path = certificate.save(tmp_path / "c")
     assert check_certificate(path) == []
     i, change, reason = WINDOWS[name]
     told = [dict(v) for v in certificate.layers]

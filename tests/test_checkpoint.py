@@ -149,7 +149,7 @@ def test_what_was_trained_with_other_functions_is_refused(other, seeded, tmp_pat
     trained(tmp_path / "c", task, seeded(5))
     changed = {
         "activation": dss.quad("tanh"),
-        "loss": replace(task, loss=task.loss, function=None, metric="mae"),
+        "loss": replace(task, loss=task.loss, metric="mae"),
         "initial values": replace(task, init_function=lambda n, g: 2 * task.init(n, g)),
     }[other]
     with pytest.raises(ValueError, match="is of another search"):
@@ -260,7 +260,7 @@ def test_a_checkpoint_of_another_version_is_refused(call, killed_at, monkeypatch
     killed_at(3)
     with pytest.raises(Killed):
         call(tmp_path / "c")
-    monkeypatch.setattr(checkpoint, "source", lambda modules: "9.9")
+    monkeypatch.setattr(checkpoint, "source", lambda *roots: "9.9")
     with pytest.raises(ValueError, match="source of dss is '.*' there, '9.9' here"):
         call(tmp_path / "c")
 

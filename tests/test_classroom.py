@@ -201,7 +201,7 @@ FIND_STRINGS = """
 from dss.sampling import find_strings as f
 """
 TRAIN_TO = """
-    done = f(task, start, alpha * L0, "sgd", lr, max_steps=max_steps, check_every=1)
+    done = f(task, start, alpha * L0, optimizer="sgd", lr=lr, max_steps=max_steps, check_every=1)
     return done.thetas[0] if done.reached[0] else None
 
 

@@ -1,28 +1,29 @@
 """Faster ways give what the plain ones give: by hand, in groups, interpolated."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.sequential import Sequential
 from test_modules import MODULES
 from torch import nn
 from torch.func import functional_call
 
 import dss
-from dss import networks, sampling, train
+from dss import sampling, train
 from dss import task as task_module
 from dss.curve import segment_maxima
-from dss.task import free_memory
+from dss.networks import losses, stacks
+from dss.networks.memory import Budget, free_memory
 
 LOSSES = {
-    "mse": networks.LOSSES["mse"],
-    "mae": networks.LOSSES["mae"],
-    "huber": networks.LOSSES["huber"],
-    "cross_entropy": networks.LOSSES["cross_entropy"],
+    "mse": losses.LOSSES["mse"],
+    "mae": losses.LOSSES["mae"],
+    "huber": losses.LOSSES["huber"],
+    "cross_entropy": losses.LOSSES["cross_entropy"],
     "a function": lambda output, y: ((output - y) ** 4).mean(),
 }
 
@@ -38,10 +39,12 @@ def test_gradients_equal_autograd_one_by_one(kind, loss, n, seeded):
     shape = module(x).shape
     y = torch.rand(shape, dtype=theta.dtype, generator=seeded(3))
     y = y.argmax(dim=1) if loss == "cross_entropy" else y
-    values, gradients = networks.stacked_gradients(module, LOSSES[loss], thetas, x, y)
+    values, gradients = stacks.stacked_gradients(module, LOSSES[loss], thetas, x, y)
     for i in range(n):
         leaf = thetas[i].clone().requires_grad_()
-        output = functional_call(module, dss.unflatten(leaf, dss.shapes_of(module)), (x,))
+        output = functional_call(
+            module, dss.theta.unflatten(leaf, dss.theta.shapes_of(module)), (x,)
+        )
         value = LOSSES[loss](output, y)
         expected = torch.autograd.grad(value, leaf)[0]
         torch.testing.assert_close(values[i], value.detach(), rtol=1e-12, atol=1e-14)
@@ -84,7 +87,7 @@ def test_only_plain_sequences_are_split_after_their_first_layer():
     wide = nn.Linear(9, 9)
     hooked = nn.Sequential(nn.Linear(9, 4), nn.ReLU(), nn.Linear(4, 2))
     hooked[1].register_forward_hook(lambda *_: None)
-    first, rest = networks.split_after_first(nn.Sequential(nn.Flatten(), wide, nn.Linear(9, 1)))
+    first, rest = stacks.split_after_first(nn.Sequential(nn.Flatten(), wide, nn.Linear(9, 1)))
     assert [type(layer) for layer in first] == [nn.Flatten, nn.Linear]
     assert [type(layer) for layer in rest] == [nn.Linear]
     for other in (
@@ -94,9 +97,9 @@ def test_only_plain_sequences_are_split_after_their_first_layer():
         nn.Sequential(nn.Linear(9, 4), nn.ReLU()),
         nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)),
         nn.Sequential(nn.ReLU(), nn.Linear(9, 4), nn.Linear(4, 2)),
-        dss.networks.authors_cnn(28),
+        dss.networks.architectures.authors_cnn(28),
     ):
-        assert networks.split_after_first(other) is None
+        assert stacks.split_after_first(other) is None
 
 
 def test_weights_shared_between_layers_are_left_to_torch(seeded):
@@ -121,7 +124,7 @@ def test_groups_of_networks_are_trained_alike(quad64, seeded, monkeypatch, batch
     whole, parts = seeded(5), seeded(5)
     expected = dss.train_to(quad64, start, target, generator=whole, **settings)
     assert expected.steps.argmax() == 4
-    monkeypatch.setattr(dss.Task, "rows_that_fit", lambda *_: 3)
+    monkeypatch.setattr(Budget, "rows_that_fit", lambda *_: 3)
     sizes, descend = [], train._descend
 
     def counted(task, thetas, *arguments):
@@ -141,7 +144,7 @@ def test_a_small_budget_gives_the_same_strings(quad64, quad_pairs):
     pairs = quad_pairs.theta_1[:6], quad_pairs.theta_2[:6]
     expected = dss.find_strings(quad64, *pairs, **quad_pairs.search)
     tiny = quad64.to(memory=0.01)
-    assert tiny.rows_that_fit(9, torch.float64) == 4
+    assert tiny.budget.rows_that_fit(9, torch.float64) == 4
     for a, b in zip(expected, dss.find_strings(tiny, *pairs, **quad_pairs.search), strict=True):
         torch.testing.assert_close(a.thetas, b.thetas, rtol=1e-9, atol=1e-9)
         assert (a.status, a.gradient_steps) == (b.status, b.gradient_steps)
@@ -285,25 +288,25 @@ def test_no_path_holds_more_networks_than_fit(quad64, quad_pairs, monkeypatch):
     for name in ("losses", "gradients"):
         monkeypatch.setattr(dss.Task, name, counted(getattr(dss.Task, name)))
     dss.interpolated_loss(tiny, quad_pairs.theta_1, quad_pairs.theta_2, n_t=101)
-    assert 1 < max(seen) <= tiny.rows_that_fit(3, torch.float64) == 26
+    assert 1 < max(seen) <= tiny.budget.rows_that_fit(3, torch.float64) == 26
     seen.clear()
     segment_maxima(tiny, quad_pairs.theta_1, quad_pairs.theta_2)
     assert 1 < max(seen) <= 26
     seen.clear()
     dss.train_to(tiny, quad_pairs.theta_1, 1e-9, max_steps=3)
-    assert 1 < max(seen) <= tiny.rows_that_fit(9, torch.float64) == 8
-    assert tiny.chunk_elements(torch.float64) < 0.02 * 2**20 / 8
+    assert 1 < max(seen) <= tiny.budget.rows_that_fit(9, torch.float64) == 8
+    assert tiny.budget.chunk_elements(torch.float64) < 0.02 * 2**20 / 8
 
 
 def test_images_between_are_reduced_point_by_point(digits64, monkeypatch):
     """Outputs of all points of a segment never exist together."""
-    seen, losses = [], networks.stacked_losses
+    seen, losses = [], stacks.stacked_losses
 
     def counted(loss, outputs, y):
         seen.append(outputs.shape[0])
         return losses(loss, outputs, y)
 
-    monkeypatch.setattr(networks, "stacked_losses", counted)
+    monkeypatch.setattr(stacks, "stacked_losses", counted)
     a, b = digits64.init(2)[:, None]
     dss.interpolated_loss(digits64, a, b, n_t=101)
     assert seen == [1] * 101
@@ -337,9 +340,7 @@ def test_losses_of_any_kind(seeded):
     thetas = plain.init(3, seeded())
     for value, wanted in zip(task.gradients(thetas), plain.gradients(thetas), strict=True):
         torch.testing.assert_close(value, 2 * wanted)
-    truth = networks.stacked_losses(
-        networks.LOSSES["mse"], torch.ones(2, 4, 1), torch.ones(4, 1) > 0
-    )
+    truth = stacks.stacked_losses(losses.LOSSES["mse"], torch.ones(2, 4, 1), torch.ones(4, 1) > 0)
     assert truth.tolist() == [0, 0]
 
 
@@ -359,7 +360,7 @@ def test_networks_that_rarely_succeed_are_drawn_often_enough(seeded, monkeypatch
         n = len(thetas)
         reached = torch.rand(n, generator=chance) < 0.1
         nothing = torch.zeros(n)
-        return dss.Trained(thetas, reached, nothing.long(), nothing.double(), [""] * n)
+        return train.Trained(thetas, reached, nothing.long(), nothing.double(), ["stalled"] * n)
 
     monkeypatch.setattr(train, "train_to", rarely)
     ends = dss.train_endpoints(dss.quad(), 100, [0.1], batch_size=16)
@@ -371,8 +372,8 @@ def test_memory_is_a_property_of_the_task():
     task = dss.quad()
     assert task.memory is None and task.to(memory=64).memory == 64
     assert task.to(memory=64).to(torch.float64).memory == 64
-    assert task.to(memory=1).rows_that_fit(1, torch.float32) == 2**20 // (4 * 33)
-    assert task.to(memory=1e-9).rows_that_fit(1, torch.float32) == 1
+    assert task.to(memory=1).budget.rows_that_fit(1, torch.float32) == 2**20 // (4 * 33)
+    assert task.to(memory=1e-9).budget.rows_that_fit(1, torch.float32) == 1
     with pytest.raises(ValueError, match="memory is 0 MiB; it must be > 0"):
         task.to(memory=0)
     assert 2**26 <= free_memory(torch.device("cpu")) < 2**50
@@ -398,7 +399,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(seeded, monkeypatch):
     quad64.gradients(thetas)
     assert max(sizes) == 3, "what was learned is kept"
     monkeypatch.setattr(task_module, "stacked_gradients", gradients)
-    assert other._learned == quad64.to()._learned == {}, "by this task alone"
+    assert other.budget.most == quad64.to().budget.most == math.inf, "by this task alone"
 
     def none(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -414,19 +415,6 @@ def test_endpoints_of_minibatch_tasks_are_drawn_as_needed(digits64, seeded):
     whole = dataclasses.replace(digits64, batch_size=None)
     settings = digits64.train_settings | {"batch_size": None}
     assert dss.train_endpoints(whole, 3, [1.5], seeded(), **settings).n_drawn.tolist() == [4]
-
-
-def test_the_loop_of_the_benchmark_finds_the_same_strings(quad64, quad_pairs):
-    pairs = quad_pairs.theta_1[:5], quad_pairs.theta_2[:5]
-    strings = dss.find_strings(quad64, *pairs, t_star="grid", **quad_pairs.search)
-    loop = Sequential(quad64, **quad_pairs.search)
-    for string, theta_1, theta_2 in zip(strings, *pairs, strict=True):
-        beads = loop.connect(theta_1, theta_2)
-        assert (beads is not None) == string.connected
-        if beads:
-            torch.testing.assert_close(
-                torch.stack(beads), string.thetas[1:-1], rtol=1e-6, atol=1e-7
-            )
 
 
 def test_pandas_waits_until_a_table_is_made():

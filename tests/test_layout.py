@@ -1,83 +1,78 @@
 """Imports point downward, `import dss` is light, the public surface is documented, pins agree."""
 
-import ast
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import dss
+from dss import checkpoint, provenance
+from dss.descent import Training
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-# From low to high; a module imports from lower lines only.
-LAYERS = [
-    {"theta", "files", "checker", "provenance", "batchnorm"},
-    {"data", "dense"},
-    {"networks"},
-    {"task"},
-    {"tasks", "checkpoint"},
-    {"train"},
-    {"curve"},
-    {"strings"},
-    {"sampling", "bounds"},
-    {"certify"},
-    {"results", "plots", "stats"},
-    {"notebooks"},
-    {"reproduce", "sweeps"},
-    {"verify"},
-    {"__main__"},
-    {"__init__"},
+# From the ground up; a module imports from lower floors only.
+FLOORS = [
+    {"checks", "files", "provenance", "status", "descent", "networks.losses", "networks.memory"},
+    {"theta", "data", "results", "plots", "stats", "networks.batchnorm", "networks.dense"},
+    {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
+    {"task", "runs.grid", "runs.execute"},
+    {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps"},
+    {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
+    {"sampling", "proofs.certify"},
+    {"studies"},
+    {"commands"},
+    {"__main__", ""},
 ]
-RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
-# Modules that may import less than their line allows.
-ONLY = {"strings": {"theta", "files"}, "plots": set(), "stats": set()}
+FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
+# Modules that may import less than their floor allows.
+ONLY = {
+    "recursion": set(),
+    "proofs.checker": set(),
+    "plots": set(),
+    "stats": set(),
+    "strings": {"checks", "files", "status", "theta"},
+    "runs.grid": set(),
+}
+WINGS = {"networks", "proofs", "runs"}
+
+
+def name_of(module):
+    """`dss.proofs.bounds` as `proofs.bounds`; the package itself as the empty name."""
+    return module.removeprefix("dss").removeprefix(".")
+
+
+MODULES = {name_of(module): path for module, path in provenance.module_files().items()}
 
 
 def upward_edges(sources):
-    """Imports within dss that LAYERS and ONLY forbid, from {module: source text}."""
+    """Imports within dss that FLOORS and ONLY forbid, from {module: source text}."""
+    known = [f"dss.{module}" if module else "dss" for module in MODULES]
     edges = []
     for module, text in sources.items():
-        allowed = {m for m in RANK if RANK[m] < RANK[module]}
-        edges += [
-            f"{module} -> {target}"
-            for target in sorted(imported(ast.parse(text)))
-            if target not in ONLY.get(module, allowed)
-        ]
+        below = {m for m in FLOOR if FLOOR[m] < FLOOR.get(module, -1)}
+        targets = map(name_of, provenance.imported_modules(text, f"dss.{module}", known))
+        allowed = ONLY.get(module, below)
+        edges += [f"{module} -> {target}" for target in sorted(targets) if target not in allowed]
     return edges
 
 
-def imported(tree):
-    """Names of the modules of dss that a source imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-            found |= {n.partition(".")[2] or "__init__" for n in names if n.split(".")[0] == "dss"}
-        elif isinstance(node, ast.ImportFrom):
-            base = "dss" if node.level else node.module.split(".")[0]
-            within = node.module or "" if node.level else node.module.partition(".")[2]
-            if base == "dss":
-                found |= {within} if within else {submodule(alias.name) for alias in node.names}
-    return found
-
-
-def submodule(name):
-    return name if name in RANK else "__init__"
+def test_every_module_has_a_floor():
+    assert set(MODULES) - WINGS == set(FLOOR) | {"recursion"}, "a new module needs a floor"
 
 
 def test_imports_point_downward():
-    sources = {path.stem: path.read_text() for path in (PROJECT / "dss").glob("*.py")}
-    assert set(sources) <= set(RANK), "a new module needs a line in LAYERS"
-    assert upward_edges(sources) == []
+    assert upward_edges({name: path.read_text() for name, path in MODULES.items()}) == []
 
 
 @pytest.mark.parametrize(
@@ -91,9 +86,16 @@ def test_imports_point_downward():
         ("theta", "def f():\n    from dss.curve import t_star"),
         ("theta", "import dss"),
         ("theta", "from dss import t_star"),
-        ("theta", "from dss.files import write"),
+        ("checks", "from dss.files import write"),
         ("strings", "from dss.task import Task"),
         ("plots", "from dss.theta import interpolate"),
+        ("networks.dense", "from dss.networks.stacks import stacked_losses"),
+        ("networks.dense", "from dss.networks import stacks"),
+        ("networks.dense", "from . import stacks"),
+        ("networks.dense", "from ..task import Task"),
+        ("task", "from dss.runs.reproduce import reproduce"),
+        ("proofs.checker", "from dss.proofs import bounds"),
+        ("recursion", "from dss.theta import interpolate"),
     ],
 )
 def test_an_upward_edge_is_seen(module, line):
@@ -117,6 +119,65 @@ def test_import_dss_needs_only_its_dependencies():
     assert not heavy & set(done.stdout.split())
 
 
+def test_the_public_names_are_two_dozen_that_readers_meet():
+    pages = [PROJECT / "README.md", *(PROJECT / "notebooks").glob("*.ipynb")]
+    text = "".join(path.read_text() for path in pages)
+    assert len(dss.__all__) <= 26
+    assert [name for name in dss.__all__ if f"dss.{name}" not in text] == []
+
+
+QUAD = checkpoint.modules_of(dss.quad())
+SEARCHED = provenance.reached_from(QUAD, provenance.module_files())
+
+
+@pytest.mark.parametrize("module", sorted(SEARCHED))
+def test_a_changed_line_in_a_module_of_a_search_changes_its_fingerprint(module, changed):
+    before, after = changed(module)
+    assert before != after
+
+
+@pytest.mark.parametrize(
+    "module", ["plots", "stats", "results", "commands", "recursion", "studies"]
+)
+def test_a_changed_line_elsewhere_does_not(module, changed):
+    before, after = changed(f"dss.{module}")
+    assert before == after
+
+
+def test_wings_that_a_search_does_not_use_are_not_in_its_fingerprint():
+    wings = {name.split(".")[1] for name in SEARCHED if name.count(".") == 2}
+    assert wings == {"networks"}
+    assert {"dss.networks.dense", "dss.curve", "dss.train", "dss.descent"} <= SEARCHED
+
+
+def test_the_module_in_which_a_layer_of_a_task_is_written_counts(seeded):
+    x = torch.rand(8, 2, generator=seeded())
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    task = dss.Task.from_module(dss.batch_statistics(module, x), "mse", (x, x), (x, x))
+    assert "dss.networks.batchnorm" in checkpoint.modules_of(task)
+    assert "dss.networks.batchnorm" not in SEARCHED
+    assert "dss.tasks" in checkpoint.modules_of(dss.landscape(lambda v: v.sum(-1), 2))
+    assert "dss.networks.losses" in checkpoint.modules_of(dss.digits("mlp", "error"))
+
+
+@pytest.fixture
+def changed(tmp_path, monkeypatch):
+    """The source digest of a search before and after a line is added to a module."""
+
+    def change(module):
+        shutil.copytree(provenance.PACKAGE, tmp_path / "dss")
+        monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "dss")
+        monkeypatch.setattr(provenance, "PROJECT", tmp_path)
+        before = provenance.source(*QUAD)
+        everything = provenance.source()
+        with provenance.module_files()[module].open("a") as file:
+            file.write("# changed\n")
+        assert provenance.source() != everything, "the digest of the whole package sees each"
+        return before, provenance.source(*QUAD)
+
+    return change
+
+
 PUBLIC = [getattr(dss, name) for name in dss.__all__]
 ARGUED = [f for f in PUBLIC if inspect.isfunction(f)] + [dss.Results]
 METHODS = [getattr(dss.Task, name) for name in ("init", "losses", "gradients", "to", "from_module")]
@@ -138,6 +199,8 @@ def test_arguments_and_errors_are_documented(function):
     assert names
     assert "Args:" in doc
     arguments = doc.split("Args:")[1].split("\n\n")[0]
+    if "the fields of `dss.descent.Training`" in " ".join(arguments.split()):
+        arguments += inspect.getdoc(Training)
     missing = [name for name in names if not re.search(rf"\b{name}\b", arguments)]
     assert missing == []
 

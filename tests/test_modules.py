@@ -6,7 +6,7 @@ from torch import nn
 from torch.func import functional_call
 
 import dss
-from dss.networks import stacked_outputs
+from dss.networks.stacks import stacked_outputs
 
 
 class Residual(nn.Sequential):
@@ -60,8 +60,8 @@ def test_stacked_outputs_equal_the_module_one_by_one(kind, n, seeded):
     thetas = theta + 0.3 * noise
     x = torch.randn(6, 3, dtype=torch.float64, generator=seeded(2))
     outputs = stacked_outputs(module, thetas, x)
-    shapes = dss.shapes_of(module)
-    expected = [functional_call(module, dss.unflatten(row, shapes), (x,)) for row in thetas]
+    shapes = dss.theta.shapes_of(module)
+    expected = [functional_call(module, dss.theta.unflatten(row, shapes), (x,)) for row in thetas]
     torch.testing.assert_close(outputs, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 

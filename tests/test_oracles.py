@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dss
-from dss.strings import DEPTH_EXHAUSTED
+from dss.status import Status
 
 # Both networks of a pair have a loss of at most .0064; a w > 0 in one quadrant each.
 OPPOSITE = torch.tensor(
@@ -29,7 +29,7 @@ def on_circle(angle):
 def test_linear_unit_never_connects_below_the_saddle(unit, L0):
     strings = dss.find_strings(unit, OPPOSITE[:, 0], OPPOSITE[:, 1], L0, max_depth=10, **SEARCH)
     for string in strings:
-        assert string.status == DEPTH_EXHAUSTED
+        assert string.status == Status.DEPTH_EXHAUSTED
         assert string.Gamma_tilde == pytest.approx(1, abs=1e-3)
 
 

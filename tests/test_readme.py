@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dss.checker import check_certificate
+from dss.proofs.checker import check_certificate
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -14,9 +14,9 @@ from filelock import FileLock
 from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_notebook
 from typer.testing import CliRunner
 
-import dss.reproduce as module
+import dss.runs.reproduce as module
 from dss import provenance
-from dss.__main__ import _app
+from dss.commands import app
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def project(tmp_path, monkeypatch):
 
 
 def run(*arguments):
-    return CliRunner().invoke(_app(), ["reproduce", *arguments])
+    return CliRunner().invoke(app, ["reproduce", *arguments])
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,8 @@ run.table(pd.DataFrame({"sums": sums}), "strings")
 """
 PATCHED = """\
 from pathlib import Path
-from dss import __main__, reproduce
+from dss import __main__
+from dss.runs import reproduce
 reproduce.PROJECT = Path.cwd()
 reproduce.NOTEBOOKS = Path.cwd() / "notebooks"
 __main__.main()

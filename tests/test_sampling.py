@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import dss
-from dss.strings import CONNECTED, DEPTH_EXHAUSTED
+from dss.status import Status
 
 # On a grid ten times finer gamma may exceed the threshold by this fraction.
 FINE_GRID_TOLERANCE = 0.01
@@ -130,19 +130,19 @@ def check_trace(string):
     assert (trace[0]["beads_trained"], trace[0]["gradient_steps"]) == (0, 0)
     for above, row in zip(trace, trace[1:], strict=False):
         assert row["beads_trained"] == above["open_segments"]
-    assert (trace[-1]["open_segments"] == 0) == (string.status == CONNECTED)
-    if string.status in (CONNECTED, DEPTH_EXHAUSTED):
+    assert (trace[-1]["open_segments"] == 0) == (string.status == Status.CONNECTED)
+    if string.status in (Status.CONNECTED, Status.DEPTH_EXHAUSTED):
         assert sum(row["beads_trained"] for row in trace) == string.n_beads
 
 
 def test_traces_agree_with_strings(quad64, quad_pairs, beads_given_to_training):
     search = quad_pairs.search | {"max_depth": 3}
     strings = dss.find_strings(quad64, quad_pairs.theta_1, quad_pairs.theta_2, **search)
-    assert {CONNECTED, DEPTH_EXHAUSTED} <= {string.status for string in strings}
+    assert {Status.CONNECTED, Status.DEPTH_EXHAUSTED} <= {string.status for string in strings}
     for string in strings:
         check_trace(string)
         assert string.depth <= 3
-        assert string.depth == 3 or string.status != DEPTH_EXHAUSTED
+        assert string.depth == 3 or string.status != Status.DEPTH_EXHAUSTED
     spent = sum(int(trained.steps.sum()) for _, trained in beads_given_to_training)
     assert sum(string.gradient_steps for string in strings) == spent > 0
     failed = sum(int((~trained.reached).sum()) for _, trained in beads_given_to_training)

@@ -8,13 +8,13 @@ import torch
 
 import dss
 from dss import sampling
-from dss.strings import CONNECTED, DEPTH_EXHAUSTED, ENDPOINT_ABOVE_L0, TRAINING_STALLED
+from dss.status import Status
 
 
 def test_insert_first_trains_a_midpoint_before_any_test(linear, seeded, beads_given_to_training):
     thetas = dss.train_to(linear, linear.init(2, seeded()), 0.01, lr=0.05).thetas
     string = dss.find_string(linear, *thetas, 0.01, insert_first=True)
-    assert (string.status, string.n_beads) == (CONNECTED, 1)
+    assert (string.status, string.n_beads) == (Status.CONNECTED, 1)
     assert [row["open_segments"] for row in string.trace] == [1, 0]
     ((bead,), _), *more = beads_given_to_training
     assert not more
@@ -28,7 +28,7 @@ def test_slack_loosens_the_pair_test_alone(ring, point):
     top = float(dss.interpolated_loss(ring, *ends, n_t=1001).max())
     assert dss.find_string(ring, *ends, top / 1.2, slack=1.1).n_beads > 0
     loose = dss.find_string(ring, *ends, top / 1.2, slack=1.3)
-    assert (loose.status, loose.n_beads) == (CONNECTED, 0)
+    assert (loose.status, loose.n_beads) == (Status.CONNECTED, 0)
     assert loose.L0 < loose.Gamma_tilde <= loose.slack * loose.L0
 
 
@@ -36,14 +36,14 @@ def test_a_maximum_between_grid_points_fails_the_pair_test(point):
     task = dss.landscape(lambda theta: torch.exp(-(((theta[..., 0] - 0.45) / 0.2) ** 2)), 1)
     arguments = {"L0": 0.97, "n_t": 5, "max_depth": 0}
     string = dss.find_string(task, point(0.0), point(1.0), **arguments)
-    assert string.status == DEPTH_EXHAUSTED
+    assert string.status == Status.DEPTH_EXHAUSTED
     assert string.Gamma_tilde == pytest.approx(math.exp(-1 / 16))
     assert dss.find_string(task, point(0.0), point(1.0), t_star="grid", **arguments).connected
 
 
 def test_max_depth_0_tests_the_straight_line_alone(ring, point):
     string = dss.find_string(ring, point(1, 0), point(-1, 0), 0.1, max_depth=0)
-    assert (string.status, string.n_beads, string.depth) == (DEPTH_EXHAUSTED, 0, 0)
+    assert (string.status, string.n_beads, string.depth) == (Status.DEPTH_EXHAUSTED, 0, 0)
     assert string.Gamma_tilde == pytest.approx(1)
     assert string.gradient_steps == 0
     assert dss.find_string(ring, point(1, 0), point(-1, 0), 1.0, max_depth=0).connected
@@ -54,9 +54,9 @@ def test_an_endpoint_above_L0_does_not_stop_the_others(ring, point):
     theta_2 = torch.stack([point(0, 1), point(0, 2), point(0, 1)])
     good, bad, worse = dss.find_strings(ring, theta_1, theta_2, 0.1)
     alone = dss.find_string(ring, theta_1[0], theta_2[0], 0.1)
-    assert good.status == CONNECTED and torch.equal(good.thetas, alone.thetas)
+    assert good.status == Status.CONNECTED and torch.equal(good.thetas, alone.thetas)
     for string, text in ((bad, "theta_2 of pair 1 has loss 9"), (worse, "theta_1 of pair 2 has")):
-        assert string.status == ENDPOINT_ABOVE_L0
+        assert string.status == Status.ENDPOINT_ABOVE_L0
         assert text in string.detail and "L0 = 0.1" in string.detail
         assert math.isnan(string.Gamma_tilde) and string.depth == -1 and string.n_beads == 0
     assert "theta_1" not in bad.detail
@@ -69,12 +69,12 @@ QUICK = {"max_steps": 500, "patience": 100}
 
 def test_every_pair_above_L0_is_an_answer(ring, point):
     (string,) = dss.find_strings(ring, point(1, 0)[None], point(0, 2)[None], 0.1)
-    assert string.status == ENDPOINT_ABOVE_L0
+    assert string.status == Status.ENDPOINT_ABOVE_L0
 
 
 def test_a_bead_that_cannot_be_trained_is_an_answer(plateau, beads_given_to_training, point):
     string = dss.find_string(plateau, point(1, 0), point(-1, 0), 0.1, **QUICK)
-    assert (string.status, string.n_beads) == (TRAINING_STALLED, 0)
+    assert (string.status, string.n_beads) == (Status.TRAINING_STALLED, 0)
     assert "bead at depth 1: stalled at loss 1, target 0.09" in string.detail
     assert string.Gamma_tilde == 1
     ((_, trained),) = beads_given_to_training
@@ -85,7 +85,11 @@ def test_a_bead_that_cannot_be_trained_ends_its_pair_alone(plateau, point):
     theta_1 = torch.stack([point(1, 0), point(1, -0.15), point(1, -0.1)])
     theta_2 = torch.stack([point(-1, 0), point(1.07, 0), point(-1, 0.1)])
     strings = dss.find_strings(plateau, theta_1, theta_2, 0.1, insert_first=True, **QUICK)
-    assert [string.status for string in strings] == [TRAINING_STALLED, CONNECTED, TRAINING_STALLED]
+    assert [string.status for string in strings] == [
+        Status.TRAINING_STALLED,
+        Status.CONNECTED,
+        Status.TRAINING_STALLED,
+    ]
     alone = dss.find_string(plateau, theta_1[1], theta_2[1], 0.1, insert_first=True, **QUICK)
     torch.testing.assert_close(strings[1].thetas, alone.thetas, rtol=0, atol=1e-12)
     assert strings[1].n_beads == 1
@@ -108,7 +112,7 @@ def test_beads_that_were_trained_stay_in_a_string_whose_other_bead_failed(
     monkeypatch.setattr(sampling, "train_to", failing)
     theta_1, theta_2 = point(20, 0.05), point(0.05, 20)
     string = dss.find_string(unit, theta_1, theta_2, 0.01, lr=1e-2)
-    assert string.status == TRAINING_STALLED
+    assert string.status == Status.TRAINING_STALLED
     assert string.n_beads == 2
     assert len(beads_given_to_training) == 2
     gamma = dss.interpolated_loss(unit, string.thetas[:-1], string.thetas[1:])
@@ -117,10 +121,12 @@ def test_beads_that_were_trained_stay_in_a_string_whose_other_bead_failed(
     assert string.gradient_steps == spent
 
 
-@pytest.mark.parametrize("status", [CONNECTED, DEPTH_EXHAUSTED, TRAINING_STALLED])
+@pytest.mark.parametrize(
+    "status", [Status.CONNECTED, Status.DEPTH_EXHAUSTED, Status.TRAINING_STALLED]
+)
 def test_endpoints_are_kept_whatever_the_status(plateau, status, point):
-    theta_1, theta_2 = point(1, 0.1), point(-1, 0) if status != CONNECTED else point(1, 0)
-    max_depth = 0 if status == DEPTH_EXHAUSTED else 3
+    theta_1, theta_2 = point(1, 0.1), point(-1, 0) if status != Status.CONNECTED else point(1, 0)
+    max_depth = 0 if status == Status.DEPTH_EXHAUSTED else 3
     string = dss.find_string(plateau, theta_1, theta_2, 0.1, max_depth=max_depth, **QUICK)
     assert string.status == status
     assert torch.equal(string.thetas[[0, -1]], torch.stack([theta_1, theta_2]))
@@ -138,5 +144,5 @@ def test_a_segment_without_a_loss_is_not_low(t_star, point):
 
 def test_a_stalled_segment_stays_open_in_the_trace(plateau, point):
     string = dss.find_string(plateau, point(1, 0), point(-1, 0), 0.1, **QUICK)
-    assert string.status == TRAINING_STALLED
+    assert string.status == Status.TRAINING_STALLED
     assert string.trace[-1]["open_segments"] == 1

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 import dss
-from dss.strings import STATUSES, String
+from dss.status import OF_STRINGS
+from dss.strings import String
 
 TRACE = [
     {
@@ -52,15 +53,15 @@ def assert_same(string, other):
 @pytest.mark.parametrize("mask", [None, torch.tensor([True, False])])
 def test_round_trip_bit_for_bit(tmp_path, string, dtype, mask):
     string = replace(string, thetas=string.thetas.to(dtype), length_mask=mask)
-    path = dss.save_string(string, tmp_path / "s.safetensors")
+    path = string.save(tmp_path / "s.safetensors")
     assert path == tmp_path / "s.safetensors"
-    assert_same(string, dss.load_string(path))
+    assert_same(string, dss.String.load(path))
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", OF_STRINGS)
 def test_round_trip_of_every_status(tmp_path, string, status):
     string = replace(string, status=status, Gamma_tilde=math.nan, trace=[])
-    loaded = dss.load_string(dss.save_string(string, str(tmp_path / "s")))
+    loaded = dss.String.load(string.save(str(tmp_path / "s")))
     assert_same(string, loaded)
     assert loaded.connected == (status == "connected")
     assert loaded.depth == -1
@@ -68,24 +69,24 @@ def test_round_trip_of_every_status(tmp_path, string, status):
 
 def test_round_trip_of_a_view_and_of_a_real_run(tmp_path, ring, point, string):
     transposed = replace(string, thetas=string.thetas.repeat(1, 2).T[:3])
-    assert_same(transposed, dss.load_string(dss.save_string(transposed, tmp_path / "view")))
+    assert_same(transposed, dss.String.load(transposed.save(tmp_path / "view")))
     found = dss.find_string(ring, point(1, 0), point(0, 1), 0.05)
-    assert_same(found, dss.load_string(dss.save_string(found, tmp_path / "run")))
+    assert_same(found, dss.String.load(found.save(tmp_path / "run")))
 
 
 def test_a_truncated_file_is_refused(tmp_path, string):
-    path = dss.save_string(string, tmp_path / "s")
+    path = string.save(tmp_path / "s")
     content = path.read_bytes()
     for length in (0, 4, 8, 40, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=f"{path} is not a readable string file"):
-            dss.load_string(path)
+            dss.String.load(path)
 
 
 def refused(path, content):
     path.write_bytes(content)
     try:
-        dss.load_string(path)
+        dss.String.load(path)
     except ValueError as error:
         return str(path) in str(error)
     return False
@@ -93,7 +94,7 @@ def refused(path, content):
 
 @pytest.mark.parametrize("flip", [0x01, 0x08, 0xFF])
 def test_a_flipped_byte_is_refused_wherever_it_is(tmp_path, string, flip):
-    path = dss.save_string(string, tmp_path / "s")
+    path = string.save(tmp_path / "s")
     content = path.read_bytes()
     unseen = [
         i
@@ -124,16 +125,16 @@ def rewritten(path, old, new):
     ],
 )
 def test_metadata_that_is_not_known_is_refused(tmp_path, string, old, new, message):
-    path = rewritten(dss.save_string(string, tmp_path / "s"), old, new)
+    path = rewritten(string.save(tmp_path / "s"), old, new)
     with pytest.raises(ValueError, match=f"not a readable string file.*{message}"):
-        dss.load_string(path)
+        dss.String.load(path)
 
 
 def test_other_safetensors_files_are_refused(tmp_path, string):
     path = tmp_path / "weights.safetensors"
     save_file({"thetas": string.thetas}, path)
     with pytest.raises(ValueError, match="weights.safetensors is not a readable string file"):
-        dss.load_string(path)
+        dss.String.load(path)
 
 
 @pytest.mark.parametrize(
@@ -141,34 +142,34 @@ def test_other_safetensors_files_are_refused(tmp_path, string):
     [torch.zeros(1, 2), torch.zeros(4), torch.full((2, 2), torch.nan), torch.zeros(2, 2).long()],
 )
 def test_networks_that_make_no_string_are_refused(tmp_path, string, thetas):
-    path = dss.save_string(replace(string, thetas=thetas), tmp_path / "s")
+    path = replace(string, thetas=thetas).save(tmp_path / "s")
     with pytest.raises(ValueError, match="not a readable string file"):
-        dss.load_string(path)
+        dss.String.load(path)
 
 
 def test_a_missing_file_is_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="none"):
-        dss.load_string(tmp_path / "none")
+        dss.String.load(tmp_path / "none")
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path, string, monkeypatch, step):
-    path = dss.save_string(string, tmp_path / "s")
+    path = string.save(tmp_path / "s")
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, step, full)
     with pytest.raises(OSError, match="No space left"):
-        dss.save_string(replace(string, L0=7.0), path)
+        replace(string, L0=7.0).save(path)
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == [path]
-    assert_same(string, dss.load_string(path))
+    assert_same(string, dss.String.load(path))
 
 
 def test_a_missing_folder_is_an_error_that_leaves_nothing(tmp_path, string):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        dss.save_string(string, tmp_path / "nowhere" / "s")
+        string.save(tmp_path / "nowhere" / "s")
     assert list(tmp_path.iterdir()) == []
 
 

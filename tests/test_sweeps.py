@@ -23,8 +23,9 @@ from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_no
 from typer.testing import CliRunner
 
 import dss
-from dss import files, notebooks, sweeps
-from dss.__main__ import _app
+from dss import files
+from dss.commands import app
+from dss.runs import execute, grid, sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 PARAMETERS = """\
@@ -68,7 +69,7 @@ if case != "unfinished":
 @pytest.fixture(scope="module")
 def workers():
     """A client of three workers, set up as `dss sweep --jobs 3` does."""
-    with sweeps._clients(None, 3) as client:
+    with grid.connected_client(None, 3) as client:
         yield client
 
 
@@ -91,7 +92,7 @@ def tiny(tmp_path):
 
 
 def command(*arguments):
-    return CliRunner().invoke(_app(), ["sweep", *map(str, arguments)])
+    return CliRunner().invoke(app, ["sweep", *map(str, arguments)])
 
 
 # --- of a function
@@ -168,8 +169,8 @@ def test_a_table_holds_what_one_type_cannot(tmp_path):
         (folder / "t_numbers.csv").write_text(text)
         (folder / "manifest.json").write_text("{}")
     grid, fixed = {"n": [1, 2]}, {"options": {"k": [1]}}
-    found = sweeps._table(tmp_path, list(parts), grid, fixed, {}, None)
-    sweeps._save(tmp_path, found, Path("t.ipynb"), {}, grid, fixed, 2, {})
+    found = sweeps.put_together(tmp_path, list(parts), grid, fixed, {}, None)
+    sweeps.write_table(tmp_path, found, Path("t.ipynb"), {}, grid, fixed, 2, {})
     for read in (pd.read_csv, pd.read_parquet):
         table = read(tmp_path / f"sweep.{read.__name__[5:]}")
         assert table.x.astype(str).tolist() == ["1", "one"]
@@ -216,7 +217,7 @@ def test_jobs_are_processes_of_this_machine():
 def test_a_long_grid_is_handed_out_a_few_points_at_a_time(workers):
     taken = itertools.count()
     points = (n_taken for n_taken, _ in zip(taken, range(10_000), strict=False))
-    ends = sweeps._each(workers, lambda i: i, points)
+    ends = grid.run_each(workers, lambda i: i, points)
     for n_ended, (i, point, result, failure) in enumerate(itertools.islice(ends, 300), start=1):
         assert i == point == result and failure is None
         n_taken = int(repr(taken)[6:-1])
@@ -229,7 +230,7 @@ def test_a_long_grid_is_handed_out_a_few_points_at_a_time(workers):
 
 def test_points_of_a_vast_grid_are_made_one_at_a_time():
     grid = {name: range(1_000) for name in "abcdef"}
-    assert list(itertools.islice(sweeps._points(grid), 2))[1] == dict.fromkeys("abcde", 0) | {
+    assert list(itertools.islice(grid.points_of(grid), 2))[1] == dict.fromkeys("abcde", 0) | {
         "f": 1
     }
 
@@ -330,7 +331,7 @@ def test_what_the_notebook_wrote_with_results_is_found(workers, tmp_path):
 
 def test_a_key_is_of_code_parameters_source_and_lock_and_of_nothing_else(tiny, monkeypatch):
     def key(**parameters):
-        return notebooks.key_of(notebooks.made_by(tiny.path), {"alpha": 1} | parameters)
+        return execute.key_of(execute.versions_of(tiny.path), {"alpha": 1} | parameters)
 
     def edit(change):
         notebook = nbformat.read(tiny.path, as_version=4)
@@ -343,10 +344,10 @@ def test_a_key_is_of_code_parameters_source_and_lock_and_of_nothing_else(tiny, m
     assert key() == first
     assert len({first, key(alpha=2), key(seed=1), key(alpha=1.5)}) == 4
     with monkeypatch.context() as patched:
-        patched.setattr(notebooks, "source", lambda: "another")
+        patched.setattr(execute, "source", lambda: "another")
         assert key() != first
     with monkeypatch.context() as patched:
-        patched.setattr(notebooks, "lock_sha256", lambda: "another")
+        patched.setattr(execute, "lock_sha256", lambda: "another")
         assert key() != first
     edit(lambda cells: cells[2].update(source=cells[2].source + "\n1 + 1"))
     assert key() != first
@@ -362,7 +363,7 @@ def test_what_an_attempt_left_is_removed_the_record_first(tiny, monkeypatch):
     monkeypatch.setattr(Path, "unlink", lambda p, **k: (removed.append(p.name), unlink(p, **k)))
     monkeypatch.setattr(sweeps, "execute", lambda *arguments: "stopped here")
     job = {"notebook": str(tiny.path), "parameters": {}, "made_by": {}, "folder": str(folder)}
-    job |= {"made_by": notebooks.made_by(tiny.path), "cell_timeout": None, "force": True}
+    job |= {"made_by": execute.versions_of(tiny.path), "cell_timeout": None, "force": True}
     sweeps.run_job(job)
     assert removed[0] == "job.json"
     assert {path.name for path in folder.iterdir()} <= {"job.json", ".lock"}
@@ -492,7 +493,7 @@ def test_a_disk_that_fills_up_at_the_end_keeps_the_earlier_table(tiny, monkeypat
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        sweeps._save(tiny.out, found, tiny.path, {}, {}, {}, 3, {})
+        sweeps.write_table(tiny.out, found, tiny.path, {}, {}, {}, 3, {})
     assert [path.name for path in tiny.out.iterdir()] == ["sweep.parquet"]
     assert (tiny.out / "sweep.parquet").read_text() == "of before"
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dss
-from dss import task as task_module
+from dss.networks import memory
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_authors_initial_values(authors, seeded):
     assert float(biases.std()) == pytest.approx(1, abs=0.03)
     assert biases.abs().max() > 3
     theta = authors["mnist"].init(1, seeded(1))
-    named = dss.unflatten(theta[0], dss.shapes_of(authors["mnist"].module))
+    named = dss.theta.unflatten(theta[0], dss.theta.shapes_of(authors["mnist"].module))
     for name, values in named.items():
         if name.endswith("bias"):
             assert (values == 0.1).all()
@@ -147,8 +147,10 @@ def test_dropout_of_the_authors_network_is_on_in_training_only(authors, seeded):
     other, _ = task.gradients(theta, generator=seeded(2))
     assert torch.equal(gradient, gradient_again) and loss == same != other
     _, without = dataclasses.replace(task, noise=None).gradients(theta)
-    shapes = dss.shapes_of(task.module)
-    alive = [int((dss.unflatten(g[0], shapes)["7.bias"] != 0).sum()) for g in (gradient, without)]
+    shapes = dss.theta.shapes_of(task.module)
+    alive = [
+        int((dss.theta.unflatten(g[0], shapes)["7.bias"] != 0).sum()) for g in (gradient, without)
+    ]
     assert alive[0] / alive[1] == pytest.approx(0.5, abs=0.1)
     x, _ = one["test"]
     assert torch.equal(task.outputs(theta, x), task.outputs(theta, x))
@@ -178,13 +180,13 @@ def test_chunks_do_not_change_losses(monkeypatch, seeded, digits64, chunk, eval_
     task = dataclasses.replace(digits64, eval_chunk=None)
     thetas = task.init(9, seeded())
     expected = torch.stack([task.losses(theta[None])[0] for theta in thetas])
-    monkeypatch.setitem(task_module.CHUNK_ELEMENTS, "cpu", chunk)
+    monkeypatch.setitem(memory.CHUNK_ELEMENTS, "cpu", chunk)
     task = dataclasses.replace(task, eval_chunk=eval_chunk)
     torch.testing.assert_close(task.losses(thetas), expected, rtol=1e-12, atol=0)
 
 
 def test_gradients_are_those_of_the_training_loss(quad64, plain_loss, seeded, monkeypatch):
-    monkeypatch.setitem(task_module.CHUNK_ELEMENTS, "cpu", 5_000)
+    monkeypatch.setitem(memory.CHUNK_ELEMENTS, "cpu", 5_000)
     thetas = quad64.init(4, seeded())
     losses, gradients = quad64.gradients(thetas)
     for i in range(4):

@@ -34,7 +34,7 @@ def plain_descent(task, theta, target, optimizer, lr, max_steps, plain_loss):
         if plain_loss(task, theta.detach()) <= target or step == max_steps:
             return theta.detach(), step
         descent.zero_grad()
-        parameters = dss.unflatten(theta, shapes_of(task.module))
+        parameters = dss.theta.unflatten(theta, shapes_of(task.module))
         torch.nn.functional.mse_loss(functional_call(task.module, parameters, x), y).backward()
         descent.step()
 
@@ -186,8 +186,8 @@ def test_train_endpoints_gives_up_and_says_how_far_it_came(quad64):
         ({"lr": 0.0}, ValueError, "lr is 0.0"),
         ({"lr": math.nan}, ValueError, "lr is nan"),
         ({"max_steps": -1}, ValueError, "max_steps is -1"),
-        ({"patience": 0}, ValueError, "patience 0"),
-        ({"check_every": 0}, ValueError, "check_every 0"),
+        ({"patience": 0}, ValueError, "patience is 0"),
+        ({"check_every": 0}, ValueError, "check_every is 0"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
         ({"target": 0.0}, ValueError, "target is 0.0"),
         ({"target": torch.tensor([0.1, 0.1, 0.1])}, ValueError, "target.*3"),

@@ -12,10 +12,10 @@ import pytest
 from scratch import write_notebook
 from typer.testing import CliRunner
 
-import dss.reproduce as reproducing
-import dss.verify as module
-from dss.__main__ import _app
-from dss.verify import compare
+import dss.runs.reproduce as reproducing
+import dss.runs.verify as module
+from dss.commands import app
+from dss.runs.verify import compare
 
 BODY = """\
 import random, time
@@ -187,7 +187,7 @@ def project(tmp_path, monkeypatch):
 
 
 def call(name, *arguments):
-    return CliRunner().invoke(_app(), [name, *map(str, arguments)])
+    return CliRunner().invoke(app, [name, *map(str, arguments)])
 
 
 @pytest.fixture

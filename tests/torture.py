@@ -74,7 +74,7 @@ torch.save([s.thetas for s in strings], sys.argv[2])
 REPRODUCE = """
 import sys
 from pathlib import Path
-from dss import reproduce
+from dss.runs import reproduce
 from dss.__main__ import main
 reproduce.PROJECT = Path.cwd()
 reproduce.NOTEBOOKS = Path.cwd() / "notebooks"
@@ -298,7 +298,7 @@ def reproduce_under_fire(scratch, dice, quota=6):
 
 
 def long_grid():
-    from dss import sweeps
+    from dss.runs import sweeps
 
     def square(i):
         return {"y": i**2}
@@ -314,7 +314,7 @@ def bad_inputs(scratch):
     from filelock import FileLock
     from typer.testing import CliRunner
 
-    from dss.__main__ import _app
+    from dss.commands import app
 
     path = write_notebook(scratch, "tiny", "alpha", parameters=test_sweeps.PARAMETERS)
     good, out = test_sweeps.GOOD, scratch / "bad"
@@ -325,7 +325,7 @@ def bad_inputs(scratch):
     calls += [[path, *good, "--scheduler", "tcp://127.0.0.1:9"]]
 
     def refused(call, *more):
-        result = CliRunner().invoke(_app(), ["sweep", *map(str, [*call, *more])])
+        result = CliRunner().invoke(app, ["sweep", *map(str, [*call, *more])])
         lines = result.output.strip().splitlines() or ["(nothing)"]
         print(f"\n  {' '.join(map(str, call[1:]))}\n    {lines[-1]}", flush=True)
         return result.exit_code == 1 and result.output.startswith("dss: ")

@@ -1,166 +1,11 @@
-"""What tasks are made of: losses, architectures, initial values, stacks of networks."""
+"""Which networks and samples a task takes, and why others are refused."""
 
 import copy
-import math
 import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional as F
-
-from dss import dense
-from dss.theta import interpolate, shapes_of, unflatten
-
-
-def error_rate(output: Tensor, y: Tensor) -> Tensor:
-    """Fraction of samples whose largest output is not the label; output `(B, C)`, y `(B,)`.
-
-    An output with NaN has no largest one; it makes the rate NaN.
-    """
-    wrong = (output.argmax(dim=1) != y).to(output.dtype)
-    return torch.where(output.isnan().any(dim=1), torch.nan, wrong).mean()
-
-
-def cross_entropy_of_softmax(output: Tensor, y: Tensor) -> Tensor:
-    """Cross-entropy with the softmax applied twice, as the authors' MNIST script trains."""
-    return F.cross_entropy(output.softmax(dim=1), y)
-
-
-# Each maps outputs (B, ...) and targets to their mean over the batch.
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    # Residuals on [0, 1] never pass torch's default delta of 1, where huber is mse / 2.
-    "huber": partial(F.huber_loss, delta=0.1),
-    "cross_entropy": F.cross_entropy,
-    "error": error_rate,
-    "cross_entropy_of_softmax": cross_entropy_of_softmax,
-}
-
-# Losses that are means of a function of the residual: that function and its derivative.
-RESIDUAL_LOSSES = [
-    (LOSSES["mse"], (torch.square, lambda r: 2 * r)),
-    (LOSSES["mae"], (torch.abs, torch.sign)),
-    (
-        LOSSES["huber"],
-        (lambda r: (c := r.clamp(-0.1, 0.1)) * (r - c / 2), lambda r: r.clamp(-0.1, 0.1)),
-    ),
-]
-
-ACTIVATIONS = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid, "tanh": nn.Tanh}
-
-
-def mlp(widths: list[int], activation: str = "relu", bias: bool = True) -> nn.Sequential:
-    """Fully connected layers with an activation between them, `widths[0]` inputs."""
-    act = lookup(ACTIVATIONS, activation, "activation")
-    layers = [nn.Linear(a, b, bias) for a, b in zip(widths, widths[1:], strict=False)]
-    return nn.Sequential(*[m for layer in layers[:-1] for m in (layer, act())], layers[-1])
-
-
-def small_cnn(side: int) -> nn.Sequential:
-    """Two convolutions 5x5 with 8 channels and stride 2, and a linear layer to 10 classes."""
-
-    def halve(n: int) -> int:
-        return (n - 5 + 2 * 2) // 2 + 1
-
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Conv2d(8, 8, 5, stride=2, padding=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(8 * halve(halve(side)) ** 2, 10),
-    )
-
-
-class Dropout(nn.Module):
-    """Dropout whose mask is an argument of the network, so that the generator is the run's own."""
-
-
-class DropoutSequential(nn.Sequential):
-    """Layers in sequence; `keep` `(B, width)` is applied at `Dropout`, which is off without."""
-
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
-        for layer in self:
-            if not isinstance(layer, Dropout):
-                x = layer(x)
-            elif keep is not None:
-                x = 2 * keep * x
-        return x
-
-
-def authors_cnn(side: int) -> nn.Sequential:
-    """The network of the authors' MNIST script; dropout acts only when it is given a mask."""
-    return DropoutSequential(
-        nn.Conv2d(1, 32, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * (side // 4) ** 2, 1024),
-        nn.ReLU(),
-        Dropout(),
-        nn.Linear(1024, 10),
-    )
-
-
-def authors_dropout(n: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor]:
-    """The mask `(n, 1024)` for one batch: every unit is kept with probability .5."""
-    return (torch.rand(n, 1024, generator=generator).lt(0.5).to(device),)
-
-
-def uniform(n: int, size: int, generator: torch.Generator) -> Tensor:
-    """`(n, size)` float64 in (0, 1); row i does not depend on n."""
-    u = torch.rand(n, size, dtype=torch.float64, generator=generator)
-    return u.clamp(2.0**-54, 1 - 2.0**-53)
-
-
-def _truncated_normal(u: Tensor) -> Tensor:
-    """Normal with sd .1, redrawn beyond two sd, by its inverse distribution function."""
-    low = 0.5 * math.erfc(math.sqrt(2))
-    return 0.1 * torch.special.ndtri(low + u * (1 - 2 * low))
-
-
-# Inverse distribution functions of (u, fan_in) for weights and for biases.
-INITIAL_VALUES = {
-    "torch": (lambda u, n: (2 * u - 1) / math.sqrt(n), lambda u, n: (2 * u - 1) / math.sqrt(n)),
-    "uniform": (lambda u, n: 2 * u - 1, lambda u, n: torch.special.ndtri(u)),
-    "truncated": (lambda u, n: _truncated_normal(u), lambda u, n: torch.full_like(u, 0.1)),
-}
-
-
-def draw(module: nn.Module, kind: str, n: int, generator: torch.Generator) -> Tensor:
-    """Initial values of `n` copies of a network of linear and convolutional layers."""
-    parts, fan_in = [], 1
-    u = uniform(n, sum(p.numel() for p in module.parameters()), generator)
-    sizes = [p.numel() for p in module.parameters()]
-    for p, part in zip(module.parameters(), u.split(sizes, dim=1), strict=True):
-        fan_in = p[0].numel() if p.dim() > 1 else fan_in
-        parts.append(INITIAL_VALUES[kind][p.dim() == 1](part, fan_in))
-    return torch.cat(parts, dim=1)
-
-
-def reset_parameters_of(module: nn.Module, n: int, generator: torch.Generator) -> Tensor:
-    """`n` draws from the layers' own initial distributions, each from a seed of its own."""
-    module, rows = copy.deepcopy(module).cpu(), []
-    for seed in torch.randint(2**62, (n,), generator=generator).tolist():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for layer in module.modules():
-                if hasattr(layer, "reset_parameters"):
-                    layer.reset_parameters()
-                elif any(True for _ in layer.parameters(recurse=False)):
-                    raise ValueError(
-                        f"{type(layer).__name__} has parameters and no reset_parameters(); pass "
-                        "init=, a function of (n, generator) that returns (n, P)"
-                    )
-        rows.append(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
-    return torch.stack(rows)
 
 
 def with_layers_apart(module: nn.Module) -> nn.Module:
@@ -196,138 +41,6 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
 
     visit(module)
     return module
-
-
-def lookup(table: Mapping, key, what: str):
-    """`table[key]`, or a ValueError that lists the known keys."""
-    if key not in table:
-        known = ", ".join(repr(k) for k in table)
-        raise ValueError(f"unknown {what} {key!r}; known: {known}")
-    return table[key]
-
-
-def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor) -> Tensor:
-    """Outputs of N networks of one architecture on the same inputs.
-
-    Args:
-        module: the architecture; its own parameters are not used.
-        thetas: `(N, P)`.
-        x: `(B, ...)`.
-        noise: further arguments of the module.
-
-    Returns:
-        `(N, B, ...)`, differentiable.
-    """
-    layers = dense.layers_of(module, x.dim())
-    if layers is not None:
-        parameters = dense.parameters_of(layers, thetas)
-        return dense.results(layers, parameters, x)[-1].transpose(1, 2)
-    shapes = shapes_of(module)
-
-    def output(theta: Tensor) -> Tensor:
-        return functional_call(module, unflatten(theta, shapes), (x, *noise))
-
-    return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
-
-
-@dense.once_per_module
-def split_after_first(module: nn.Module) -> tuple[nn.Module, nn.Module] | None:
-    """A plain sequence as its first layer and the rest, where splitting it saves work.
-
-    None where the first layer is no Linear or Conv2d with at least 8 inputs to a unit.
-    """
-    layers = dense.plain_layers(module)
-    n = 2 if layers and type(layers[0]) is nn.Flatten else 1
-    first, rest = layers[:n], nn.Sequential(*layers[n:])
-    if (
-        not any(True for _ in rest.parameters())
-        or type(first[-1]) not in (nn.Linear, nn.Conv2d)
-        or first[-1].weight[0].numel() < 8
-    ):
-        return None
-    return nn.Sequential(*first), rest
-
-
-def losses_between(
-    module: nn.Module,
-    loss: Callable,
-    theta_1: Tensor,
-    theta_2: Tensor,
-    t: Tensor,
-    x: Tensor,
-    y: Tensor,
-) -> Tensor:
-    """`loss` of the interpolated models of S segments at every t of their grids.
-
-    The first layer's result is linear in t, so that it is computed at the two ends only; with
-    images as inputs it holds a good part of the work.
-
-    Args:
-        module: a network that `split_after_first` can split.
-        loss: as in `stacked_losses`.
-        theta_1, theta_2: `(S, P)`.
-        t: `(S, n_t)`.
-        x, y: `(B, ...)`.
-
-    Returns:
-        `(S, n_t)`.
-    """
-    first, rest = split_after_first(module)
-    n = sum(p.numel() for p in first.parameters())
-    shapes = shapes_of(rest)
-
-    def output(theta: Tensor, h: Tensor) -> Tensor:
-        return functional_call(rest, unflatten(theta, shapes), (h,))
-
-    ends = [stacked_outputs(first, theta[:, :n], x) for theta in (theta_1, theta_2)]
-    found = []
-    for t_k in t.T:
-        h = torch.lerp(*ends, t_k.view(-1, *[1] * (ends[0].dim() - 1)))
-        theta = interpolate(theta_1[:, n:], theta_2[:, n:], t_k)
-        alone = len(h) == 1  # vmap makes one convolution slower
-        outputs = output(theta[0], h[0])[None] if alone else torch.vmap(output)(theta, h)
-        found.append(stacked_losses(loss, outputs, y))
-    return torch.stack(found, dim=1)
-
-
-def stacked_losses(loss: Callable, outputs: Tensor, y: Tensor) -> Tensor:
-    """`loss` of each of N networks: outputs `(N, B, ...)` and targets `(B, ...)` to `(N,)`."""
-    known = _of_residual(loss)
-    if known is not None:
-        return known[0](outputs - y.to(outputs.dtype)).flatten(1).mean(dim=1)
-    if len(outputs) == 1:
-        return loss(outputs[0], y)[None]
-    return torch.vmap(loss, in_dims=(0, None))(outputs, y)
-
-
-def _of_residual(loss: Callable) -> tuple[Callable, Callable] | None:
-    return next((known for f, known in RESIDUAL_LOSSES if f is loss), None)
-
-
-def stacked_gradients(
-    module: nn.Module, loss: Callable, thetas: Tensor, x: Tensor, y: Tensor, *noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`loss` of each of N networks, `(N,)`, and its gradient, `(N, P)`; see `stacked_outputs`."""
-    layers = dense.layers_of(module, x.dim())
-    if layers is None:
-        leaf = thetas.detach().requires_grad_()
-        values = stacked_losses(loss, stacked_outputs(module, leaf, x, *noise), y)
-        return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
-    parameters = dense.parameters_of(layers, thetas)
-    found = dense.results(layers, parameters, x)
-    outputs = found[-1].transpose(1, 2)
-    known = _of_residual(loss)
-    if known is not None:
-        value, derivative = known
-        residual = outputs - y.to(outputs.dtype)
-        values = value(residual).flatten(1).mean(dim=1)
-        slope = derivative(residual).div_(math.prod(residual.shape[1:]))
-    else:
-        outputs = outputs.requires_grad_()
-        values = stacked_losses(loss, outputs.clone(), y)  # a loss may work in place
-        slope = torch.autograd.grad(values.sum(), outputs)[0]
-    gradient = dense.gradients(layers, parameters, found, slope.transpose(1, 2))
-    return values.detach(), gradient
 
 
 def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
@@ -380,7 +93,27 @@ def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
             )
 
 
-def check_sample(
+def check_split(split: str, sample: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple:
+    """Inputs and targets of a sample, floating-point ones in the dtype of the network.
+
+    Raises:
+        TypeError: not a pair of tensors.
+        ValueError: unlike numbers of inputs and targets, or none.
+    """
+    is_list = isinstance(sample, tuple | list)
+    kinds = [type(v).__name__ for v in sample] if is_list else [type(sample).__name__]
+    if len(kinds) != 2 or not all(isinstance(v, Tensor) for v in sample):
+        raise TypeError(
+            f"{split} is {', '.join(kinds)}; a pair (x, y) of tensors is needed (of arrays "
+            "torch.as_tensor makes them, a TensorDataset holds them as .tensors)"
+        )
+    x, y = sample
+    if len(x) != len(y) or len(x) == 0:
+        raise ValueError(f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0")
+    return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
+
+
+def run_samples(
     module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str, descends: bool
 ) -> tuple[int, int]:
     """Run two samples, for errors while the cause is in sight.
@@ -438,16 +171,6 @@ def check_sample(
     many, few = len(x[:64]), len(x[:2])
     per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
     return per_sample + x[0].numel(), max(0, n_few - few * per_sample)
-
-
-def can_be_stacked(module: nn.Module, x: Tensor) -> bool:
-    """Whether torch can run two such networks under vmap; recurrent layers it cannot."""
-    thetas = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).repeat(2, 1)
-    try:
-        stacked_outputs(module, thetas.requires_grad_(), x[:2]).sum().backward()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _is(value) -> bool:

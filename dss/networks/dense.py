@@ -25,8 +25,9 @@ if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
     libc.mallopt(-3, 32 * 2**20)
     libc.mallopt(-1, 64 * 2**20)
 
-# Each in place, and the gradient before it from the gradient behind it and its result.
-ACTIVATIONS = {
+# Of each activation: itself, in place; and the gradient before it from the gradient behind it and
+# its result.
+IN_PLACE = {
     nn.ReLU: (torch.relu_, lambda gradient, h: aten.threshold_backward(gradient, h, 0)),
     nn.Sigmoid: (torch.sigmoid_, aten.sigmoid_backward),
     nn.Tanh: (torch.tanh_, aten.tanh_backward),
@@ -63,18 +64,20 @@ def plain_layers(module: nn.Module) -> list[nn.Module]:
     a layer whose parameters are not its weight and then its bias, as pruning leaves them.
     """
     layers = list(module) if type(module) is nn.Sequential else []
-    hooks = [h for m in module.modules() for h in (m._forward_hooks, m._forward_pre_hooks) if h]
-    hooks += [m for m in module.modules() if "forward" in vars(m)]
-    names = [[name for name, _ in layer.named_parameters()] for layer in layers]
-    hooks += [n for n in names if n not in ([], ["weight"], ["weight", "bias"])]
-    own = [p for layer in layers for p in layer.parameters()]
-    distinct = len({id(layer) for layer in layers}) == len(layers)
-    same = [id(p) for p in own] == [id(p) for p in module.parameters()]
-    return layers if distinct and same and not hooks else []
+    parameter_names = [[name for name, _ in layer.named_parameters()] for layer in layers]
+    in_layers = [id(p) for layer in layers for p in layer.parameters()]
+    is_plain = (
+        not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+        and not any("forward" in vars(m) for m in module.modules())
+        and all(names in ([], ["weight"], ["weight", "bias"]) for names in parameter_names)
+        and len({id(layer) for layer in layers}) == len(layers)
+        and in_layers == [id(p) for p in module.parameters()]
+    )
+    return layers if is_plain else []
 
 
 @once_per_module
-def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
+def dense_layers(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
     """The layers of a fully connected network, or None for any other.
 
     Args:
@@ -88,16 +91,16 @@ def layers_of(module: nn.Module, dim: int) -> tuple[Dense, ...] | None:
         layers = layers[1:]
     elif dim != 2:
         return None
-    found: list[Dense] = []
+    dense: list[Dense] = []
     for layer in layers:
         if type(layer) is nn.Linear:
             n_out, n_in = layer.weight.shape
-            found.append(Dense(n_out, n_in, layer.bias is not None, None))
-        elif type(layer) in ACTIVATIONS and found and found[-1].activation is None:
-            found[-1] = found[-1]._replace(activation=type(layer))
+            dense.append(Dense(n_out, n_in, layer.bias is not None, None))
+        elif type(layer) in IN_PLACE and dense and dense[-1].activation is None:
+            dense[-1] = dense[-1]._replace(activation=type(layer))
         else:
             return None
-    return tuple(found) or None
+    return tuple(dense) or None
 
 
 def parameters_of(layers: tuple[Dense, ...], thetas: Tensor) -> list[tuple]:
@@ -114,7 +117,7 @@ def results(layers: tuple[Dense, ...], parameters: list[tuple], x: Tensor) -> li
     """The result of every layer.
 
     Args:
-        layers: as `layers_of` gives them.
+        layers: as `dense_layers` gives them.
         parameters: as `parameters_of` gives them, of N networks.
         x: `(B, ...)`.
 
@@ -123,7 +126,7 @@ def results(layers: tuple[Dense, ...], parameters: list[tuple], x: Tensor) -> li
     """
     # A transposed single column would have strides that send `baddbmm` down its slow path.
     h = x.reshape(1, -1) if layers[0].n_in == 1 else x.flatten(1).T
-    found = [h]
+    per_layer = [h]
     for (weight, bias), layer in zip(parameters, layers, strict=True):
         if h.dim() == 2:  # shared by all networks: one matrix product
             h = (weight.reshape(-1, layer.n_in) @ h).view(-1, layer.n_out, h.shape[1])
@@ -131,19 +134,19 @@ def results(layers: tuple[Dense, ...], parameters: list[tuple], x: Tensor) -> li
         else:
             h = weight @ h if bias is None else torch.baddbmm(bias, weight, h)
         if layer.activation is not None:
-            h = ACTIVATIONS[layer.activation][0](h)
-        found.append(h)
-    return found
+            h = IN_PLACE[layer.activation][0](h)
+        per_layer.append(h)
+    return per_layer
 
 
 def gradients(
-    layers: tuple[Dense, ...], parameters: list[tuple], found: list[Tensor], slope: Tensor
+    layers: tuple[Dense, ...], parameters: list[tuple], per_layer: list[Tensor], slope: Tensor
 ) -> Tensor:
     """Gradients with respect to the parameters, by the chain rule from the last layer back.
 
     Args:
         layers, parameters: as in `results`.
-        found: what `results` returned.
+        per_layer: what `results` returned.
         slope: `(N, n_out, B)`, derivative of each network's loss by its outputs.
 
     Returns:
@@ -151,9 +154,9 @@ def gradients(
     """
     parts: list[Tensor] = []
     for i in reversed(range(len(layers))):
-        h, activation = found[i], layers[i].activation
+        h, activation = per_layer[i], layers[i].activation
         if activation is not None:
-            slope = ACTIVATIONS[activation][1](slope, found[i + 1])
+            slope = IN_PLACE[activation][1](slope, per_layer[i + 1])
         if layers[i].bias:
             parts.append(slope.sum(dim=2))
         if h.dim() == 2:

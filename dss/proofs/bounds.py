@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dss.dense import plain_layers
-from dss.networks import LOSSES
+from dss.networks.dense import plain_layers
+from dss.networks.losses import LOSSES
 
 U = 2.0**-53
 UNDERFLOW = 1e-290
@@ -63,7 +63,7 @@ class Line(NamedTuple):
         return Line(torch.addcmul(self.begin[segment], c, slope), slope * r)
 
 
-def layers_of(module: nn.Module, x: Tensor) -> list[dict]:
+def records_of_layers(module: nn.Module, x: Tensor) -> list[dict]:
     """What each layer of a sequence does, in plain values that can be written to a file.
 
     Args:
@@ -79,7 +79,7 @@ def layers_of(module: nn.Module, x: Tensor) -> list[dict]:
             f"{type(module).__name__} is not a plain nn.Sequential; bounds are known for sequences "
             f"of {', '.join(kind.__name__ for kind in LAYERS)}"
         )
-    shape, found = tuple(x.shape[1:]), []
+    shape, records = tuple(x.shape[1:]), []
     for layer in module:
         if type(layer) is nn.Identity or (
             isinstance(layer, nn.modules.dropout._DropoutNd) and not (layer.training and layer.p)
@@ -93,13 +93,13 @@ def layers_of(module: nn.Module, x: Tensor) -> list[dict]:
         name, settings = LAYERS[type(layer)]
         values = settings(layer, shape)
         shape = tuple(layer(torch.zeros(1, *shape).to(next(module.parameters()))).shape[1:])
-        found.append({"layer": name, **values, "n_out": math.prod(shape)})
+        records.append({"layer": name, **values, "n_out": math.prod(shape)})
     if not plain_layers(module):
         raise ValueError(
             "the network has hooks, layers that share parameters, parameters beside its layers, or "
             "a layer's bias before its weight (pruning leaves it so); no bounds are known for those"
         )
-    return found
+    return records
 
 
 def _linear(layer: nn.Linear, shape) -> dict:
@@ -112,19 +112,24 @@ def _window(layer, shape) -> dict:
     """Settings that a convolution and the poolings share."""
     if len(shape) != 3:
         raise ValueError(f"no bounds are known for {layer} on inputs of shape {shape}")
-    pair = {
-        name: list(v) if isinstance(v, tuple) else v if isinstance(v, str) else [v, v]
+    if isinstance(getattr(layer, "padding", 0), str):
+        raise ValueError(f"no bounds are known for {layer}; padding in numbers is needed")
+    needed = {"groups": 1, "padding_mode": "zeros", "ceil_mode": False, "return_indices": False}
+    needed |= {"count_include_pad": True, "divisor_override": None}
+    for name, value in needed.items():
+        if getattr(layer, name, value) != value:
+            raise ValueError(f"no bounds are known for {layer}; {name}={value} is needed")
+    window = {
+        name: _pair(getattr(layer, name, 1))
         for name in ("kernel_size", "stride", "padding", "dilation")
-        for v in (getattr(layer, name, 1),)
     }
-    settings = {"groups": 1, "padding_mode": "zeros", "ceil_mode": False, "return_indices": False}
-    settings |= {"count_include_pad": True, "divisor_override": None}
-    for name, needed in settings.items():
-        if getattr(layer, name, needed) != needed or isinstance(pair["padding"], str):
-            raise ValueError(f"no bounds are known for {layer}; {name}={needed} is needed")
-    if isinstance(layer, nn.MaxPool2d) and any(pair["padding"]):
+    if isinstance(layer, nn.MaxPool2d) and any(window["padding"]):
         raise ValueError(f"no bounds are known for {layer}; padding=0 is needed")
-    return {"shape": list(shape), **pair}
+    return {"shape": list(shape), **window}
+
+
+def _pair(value: int | tuple[int, int]) -> list[int]:
+    return list(value) if isinstance(value, tuple) else [value, value]
 
 
 def _conv2d(layer: nn.Conv2d, shape) -> dict:
@@ -155,11 +160,11 @@ def _windows(layer: dict, device: torch.device) -> Tensor:
     channels, height, width = layer["shape"]
     index = torch.arange(1, channels * height * width + 1, dtype=torch.float64)
     keywords = {name: layer[name] for name in ("dilation", "padding", "stride")}
-    found = F.unfold(index.view(1, channels, height, width), layer["kernel_size"], **keywords)
-    found = found[0].long().to(device)
+    seen = F.unfold(index.view(1, channels, height, width), layer["kernel_size"], **keywords)
+    seen = seen[0].long().to(device)
     if layer["layer"] == "conv2d":
-        return found
-    return found.unflatten(0, (channels, -1)).transpose(0, 1).flatten(1)  # each channel for itself
+        return seen
+    return seen.unflatten(0, (channels, -1)).transpose(0, 1).flatten(1)  # each channel for itself
 
 
 def _see(h: Tensor, index: Tensor) -> Tensor:
@@ -299,7 +304,7 @@ class Network:
     """A sequence of layers between the ends of S segments, on one sample.
 
     Args:
-        layers: as `layers_of` gives them.
+        layers: as `records_of_layers` gives them.
         theta_1, theta_2: `(S, P)`.
         x: `(B, ...)`.
         form: `"affine"`, or `"interval"` for plain interval arithmetic.
@@ -370,8 +375,8 @@ def _above_label(z: Tensor, e: Tensor, y: Tensor, sign: int) -> Tensor:
 
 def _cross_entropy(z: Tensor, e: Tensor, y: Tensor, sign: int) -> Tensor:
     d = _above_label(z, e, y, sign)
-    found = torch.logsumexp(d, dim=1)
-    return found + sign * 4 * (d.shape[1] + 64) * U * (1 + d.abs().amax(dim=1))
+    loss = torch.logsumexp(d, dim=1)
+    return loss + sign * 4 * (d.shape[1] + 64) * U * (1 + d.abs().amax(dim=1))
 
 
 def _error(z: Tensor, e: Tensor, y: Tensor, sign: int) -> Tensor:
@@ -381,7 +386,7 @@ def _error(z: Tensor, e: Tensor, y: Tensor, sign: int) -> Tensor:
 
 # The largest (sign 1) or least (-1) loss of each sample for outputs z +- e, `(I, B)`, and whether
 # it is convex in z.
-METRICS: dict[str, tuple[Callable, bool]] = {
+BOUNDED_METRICS: dict[str, tuple[Callable, bool]] = {
     "mse": (_residual(torch.square), True),
     "mae": (_residual(torch.clone), True),
     "huber": (_residual(lambda v: (c := v.clamp(max=0.1)) * (v - c / 2)), True),
@@ -392,14 +397,16 @@ METRICS: dict[str, tuple[Callable, bool]] = {
 
 def metric_of(function: Callable) -> str:
     """The name of a metric for which bounds are known; ValueError for any other."""
-    for name in METRICS:
+    for name in BOUNDED_METRICS:
         if LOSSES[name] is function:
             return name
     what = next((n for n, f in LOSSES.items() if f is function), function)
-    raise ValueError(f"no bounds are known for the metric {what}; known: {', '.join(METRICS)}")
+    raise ValueError(
+        f"no bounds are known for the metric {what}; known: {', '.join(BOUNDED_METRICS)}"
+    )
 
 
-def check_sample(metric: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
+def check_evaluation_set(metric: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
     """Raise ValueError for a sample that the metric takes otherwise than the bounds do, or NaN."""
     shape = tuple(module(x[:1]).shape[1:])
     of = f"(B, {', '.join(map(str, shape))})"
@@ -430,7 +437,7 @@ def losses(metric: str, h: Enclosure, y: Tensor) -> Tensor:
         `(3, I)`: two whose larger one no loss on the piece exceeds, and, right only for a piece
         without radius, one that none is below.
     """
-    per_sample, convex = METRICS[metric]
+    per_sample, convex = BOUNDED_METRICS[metric]
     ends = [per_sample(z, h.e, y, 1) for z in (h.a + h.b, h.a - h.b)]
     if not convex:
         ends = [torch.maximum(*ends)] * 2

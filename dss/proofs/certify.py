@@ -9,36 +9,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dss.bounds import (
+from dss.checks import check_theta
+from dss.curve import Gamma_tilde
+from dss.files import load_tensors, save_tensors
+from dss.proofs.bounds import (
     Network,
     bounds,
-    check_sample,
-    layers_of,
+    check_evaluation_set,
     losses,
     metric_of,
+    records_of_layers,
     sample_of,
     values_in,
 )
-from dss.curve import losses_along
-from dss.files import load_tensors, save_tensors
+from dss.proofs.divide import Proof
 from dss.strings import String
 from dss.task import Task
-from dss.theta import check_theta
 
-FORMAT = "dss-certificate-1"
+CERTIFICATE_FORMAT = "dss-certificate-1"
 
 PROVED = "proved"
 REFUTED = "refuted"
 UNDECIDED = "undecided"
 
-# Upper bounds are published by this fraction and this much above what was found, lower ones below,
-# so that other arithmetic can confirm them.  Losses of 1e-12 cannot be told from 0.
-MARGIN = 1e-9, 1e-12
-
-# Pieces are not divided below this width.
-NARROWEST = 2.0**-40
-
-TRACE = ("n_bounded", "lower", "upper")
 TENSORS = ("thetas", "x", "y", "t_lower", "lower", "upper", "segment", "begin", "end", "bound")
 VALUES = ("limit", "metric", "layers", "status", "n_bounded", "trace")
 
@@ -113,6 +106,44 @@ class Certificate:
             "n_bounded": self.n_bounded,
         }
 
+    def save(self, path: str | Path) -> Path:
+        """Write the certificate to one safetensors file, with all that is needed to check it.
+
+        `dss check-certificate` reads it without this module.
+
+        Args:
+            path: of the file; its folder must exist.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: the folder cannot be written; an older file stays as it was.
+        """
+        tensors, values = ({n: getattr(self, n) for n in names} for names in (TENSORS, VALUES))
+        save_tensors(Path(path), CERTIFICATE_FORMAT, tensors, values)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Certificate":
+        """Read a certificate that `save` wrote, without checking what it claims.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            The certificate, on the CPU.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, or of another format or version.
+        """
+
+        def build(tensors: dict, values: dict) -> Certificate:
+            return cls(**tensors, **values)
+
+        return load_tensors(Path(path), CERTIFICATE_FORMAT, build)
+
 
 def certify(task: Task, string: String, **options) -> Certificate:
     """Prove or refute that the metric is nowhere above L0 on a string: `certify_strings` for one.
@@ -142,10 +173,10 @@ def certify_strings(
 ) -> list[Certificate]:
     """Prove or refute that the metric is nowhere above L0, on every segment of some strings.
 
-    Every segment is cut into pieces until the metric's bound on each (`dss.bounds`) is at or below
-    the limit, or a point above it is found.  "Proved" holds for the network in exact arithmetic on
-    the task's evaluation set, rounding of this computation included; it says nothing of other
-    samples.  Thetas and samples count as the numbers that they are stored as.
+    Every segment is cut into pieces until the metric's bound on each (`dss.proofs.bounds`) is at or
+    below the limit, or a point above it is found.  "Proved" holds for the network in exact
+    arithmetic on the task's evaluation set, rounding of this computation included; it says nothing
+    of other samples.  Thetas and samples count as the numbers that they are stored as.
 
     A limit that lies within rounding of the largest loss stays undecided.
 
@@ -182,59 +213,18 @@ def certify_strings(
         if not 0 < value < float("inf"):
             raise ValueError(f"limit is {value}; finite and > 0 is needed")
     metric, (x, y) = metric_of(task.metric_function), task.splits["test"]
-    layers = layers_of(task.module, x)
-    check_sample(metric, task.module, x, y)
+    layers = records_of_layers(task.module, x)
+    check_evaluation_set(metric, task.module, x, y)
     for string in strings:
         _check_string(task, string)
     # The first layer's results at both ends of every segment are kept: in groups that fit memory.
     n_first = next(layer["n_out"] for layer in layers if "bias" in layer)
-    size, found = task.rows_that_fit(2 * n_first * len(x) // task.n_params + 6, torch.float64), []
+    copies = 2 * n_first * len(x) // task.n_params + 6
+    size, certificates = task.budget.rows_that_fit(copies, torch.float64), []
     for group in _groups(list(strings), size):
-        own = limits[len(found) : len(found) + len(group)]
-        found += _certify(task, group, own, layers, metric, form, int(budget), tolerance)
-    return found
-
-
-def save_certificate(certificate: Certificate, path: str | Path) -> Path:
-    """Write a certificate to one safetensors file, with all that is needed to check it.
-
-    `dss check-certificate` reads it without this module.
-
-    Args:
-        certificate: to be saved.
-        path: of the file; its folder must exist.
-
-    Returns:
-        The path.
-
-    Raises:
-        OSError: the folder cannot be written; an older file stays as it was.
-    """
-    save_tensors(
-        Path(path),
-        FORMAT,
-        {name: getattr(certificate, name) for name in TENSORS},
-        {name: getattr(certificate, name) for name in VALUES},
-    )
-    return Path(path)
-
-
-def load_certificate(path: str | Path) -> Certificate:
-    """Read a certificate that `save_certificate` wrote, without checking what it claims.
-
-    Args:
-        path: of the file.
-
-    Returns:
-        The certificate, on the CPU.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another format or version.
-    """
-    return load_tensors(
-        Path(path), FORMAT, lambda tensors, values: Certificate(**tensors, **values)
-    )
+        own = limits[len(certificates) : len(certificates) + len(group)]
+        certificates += _certify(task, group, own, layers, metric, form, int(budget), tolerance)
+    return certificates
 
 
 def _groups(strings: list[String], size: int) -> Iterator[list[String]]:
@@ -258,8 +248,7 @@ def _check_string(task: Task, string: String) -> None:
     if string.thetas.dtype == torch.bfloat16:
         raise TypeError("string.thetas is bfloat16; float16, float32 or float64 is needed")
     if string.Gamma_tilde == string.Gamma_tilde:  # not NaN: the string was searched
-        here = losses_along(task, string.thetas.to(task.device), string.n_t)[1]
-        here = float(here.nan_to_num(nan=torch.inf).max())
+        here = Gamma_tilde(task, string.thetas.to(task.device), string.n_t)
         # On another device a few samples may fall on the other side of their class's border.
         few = 3 / len(task.splits["test"][0]) if task.metric == "error" else 0
         if not math.isclose(here, string.Gamma_tilde, rel_tol=1e-3, abs_tol=few):
@@ -270,106 +259,43 @@ def _check_string(task: Task, string: String) -> None:
 
 
 def _certify(task, strings, limits, layers, metric, form, budget, tolerance) -> list[Certificate]:
-    """Branch and bound on all segments of some strings at once.
-
-    Pieces are kept in NumPy: `segment`, `begin` and `width`, all of them exact binary fractions.
-    """
+    """Certificates of some strings, whose segments are bounded side by side."""
     thetas = [s.thetas.to(task.device) for s in strings]
     ends = torch.cat([v[:-1] for v in thetas]), torch.cat([v[1:] for v in thetas])
     measure = _measure(task, layers, metric, form, *ends)
-    n_segments = [len(v) - 1 for v in thetas]
-    of = np.repeat(np.arange(len(strings)), n_segments)
-    first, n, limit = np.cumsum(n_segments) - n_segments, len(of), np.array(limits)
-    lower, t_lower = np.full(n, -np.inf), np.full(n, np.nan)
-
-    def look(segment: np.ndarray, t: np.ndarray) -> None:
-        """Evaluate a point of each of some segments, for the lower end of their brackets."""
-        value = measure(segment, t, np.zeros_like(t))[1]
-        value = np.maximum(0, value * (1 - MARGIN[0]) - MARGIN[1])
-        better = value > lower[segment]
-        lower[segment[better]], t_lower[segment[better]] = value[better], t[better]
-
-    look(np.arange(n), np.zeros(n))
-    look(np.arange(n), np.ones(n))
-    parts = np.full(n, min(2, budget))
-    segment, width = np.arange(n).repeat(parts), (1 / parts).repeat(parts)
-    begin = width * _count_up(parts)
-    used, closed, leaves, trace = np.zeros(n, int), np.zeros(n, bool), [], [[] for _ in strings]
-    done = np.full(n, -np.inf)  # largest bound of the pieces that are not divided any further
-    while len(segment):
-        center = begin + width / 2
-        upper, value = measure(segment, center, width / 2)
-        upper = upper * (1 + MARGIN[0]) + MARGIN[1]
-        np.add.at(used, segment, 1)
-        # Where losses are largest in the middle of a piece: one piece of each segment.
-        order = np.lexsort((value, segment))
-        top = order[np.append(np.diff(segment[order]) > 0, True)]
-        top = top[value[top] > lower[segment[top]]]
-        look(segment[top], center[top])
-
-        highest = np.maximum.reduceat(lower, first)
-        goal = limit[of]
-        if tolerance is None:
-            closed |= lower > goal
-        else:
-            narrow = np.maximum((1 + tolerance) * highest[of], 4 * MARGIN[1])
-            goal = np.where(lower <= goal, np.minimum(narrow, goal), narrow)
-        goal = goal[segment]
-        # What a bound exceeds the loss by falls, in smooth parts, with the square of the width.
-        excess = np.nan_to_num((upper - value) / np.maximum(goal - value, 1e-300), nan=np.inf)
-        parts = 2 ** np.clip(np.ceil(np.log2(np.clip(excess, 1, 64)) / 2), 1, 3).astype(int)
-        divide = (upper > goal) & (width > NARROWEST)
-        wanted = np.bincount(segment[divide], parts[divide], minlength=n)
-        closed |= used + wanted > budget
-        divide &= ~closed[segment]
-        leaves.append([v[~divide] for v in (segment, begin, begin + width, upper)])
-
-        now = done.copy()
-        np.maximum.at(now, segment, upper)
-        np.maximum.at(done, segment[~divide], upper[~divide])
-        rounds = np.add.reduceat(used, first), highest, np.maximum.reduceat(now, first)
-        for i in np.unique(of[segment]):
-            trace[i].append({name: v[i].item() for name, v in zip(TRACE, rounds, strict=True)})
-        segment, begin, width, parts = (v[divide] for v in (segment, begin, width, parts))
-        width = (width / parts).repeat(parts)
-        begin = begin.repeat(parts) + width * _count_up(parts)
-        segment = segment.repeat(parts)
-
-    segment, begin, end, bound = (np.concatenate(v) for v in zip(*leaves, strict=True))
-    order = np.lexsort((begin, segment))
-    pieces = [v[order] for v in (segment, begin, end, bound)]
-    status = np.select([done <= limit[of], lower > limit[of]], [PROVED, REFUTED], UNDECIDED)
+    string_of = np.repeat(np.arange(len(strings)), [len(v) - 1 for v in thetas])  # (S,)
+    proof = Proof(measure, string_of, np.array(limits), budget, tolerance)
+    proof.divide()
+    limit = np.array(limits)[string_of]
+    ended = [proof.upper <= limit, proof.lower > limit]
+    status = np.select(ended, [PROVED, REFUTED], UNDECIDED)
     x, y = task.splits["test"]
-    found = []
-    for i, (begins, count) in enumerate(zip(first, n_segments, strict=True)):
-        own = slice(begins, begins + count)
-        rows = slice(*np.searchsorted(pieces[0], (begins, begins + count)))
-        found.append(
+    segment, begin, end, bound = proof.pieces()
+    certificates = []
+    for i, string_thetas in enumerate(thetas):
+        own = slice(*np.searchsorted(string_of, (i, i + 1)))
+        rows = slice(*np.searchsorted(segment, (own.start, own.stop)))
+        certificates.append(
             Certificate(
-                thetas=thetas[i],
+                thetas=string_thetas,
                 limit=limits[i],
                 metric=metric,
                 layers=layers,
                 x=x,
                 y=y,
                 status=status[own].tolist(),
-                t_lower=_tensor(t_lower[own]),
-                lower=_tensor(lower[own]),
-                upper=_tensor(done[own]),
-                segment=_tensor(pieces[0][rows] - begins),
-                begin=_tensor(pieces[1][rows]),
-                end=_tensor(pieces[2][rows]),
-                bound=_tensor(pieces[3][rows]),
-                n_bounded=int(used[own].sum()),
-                trace=trace[i],
+                t_lower=_tensor(proof.t_lower[own]),
+                lower=_tensor(proof.lower[own]),
+                upper=_tensor(proof.upper[own]),
+                segment=_tensor(segment[rows] - own.start),
+                begin=_tensor(begin[rows]),
+                end=_tensor(end[rows]),
+                bound=_tensor(bound[rows]),
+                n_bounded=int(proof.used[own].sum()),
+                trace=proof.trace[i],
             )
         )
-    return found
-
-
-def _count_up(counts: np.ndarray) -> np.ndarray:
-    """0, 1, ..., c - 1 for each count c, in one row."""
-    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return certificates
 
 
 def _tensor(values: np.ndarray) -> Tensor:
@@ -381,7 +307,7 @@ def _measure(task: Task, layers, metric, form, theta_1, theta_2) -> Callable:
     x, y = task.splits["test"]
     # Three tensors of what enters a layer, windows of a convolution unfolded, six of what leaves.
     heaviest = max(3 * values_in(layer) + 6 * layer["n_out"] for layer in layers)
-    fits = max(1, int(task.chunk_elements(torch.float64) / heaviest))
+    fits = max(1, int(task.budget.chunk_elements(torch.float64) / heaviest))
     size = min(task.eval_chunk or len(x), len(x), fits)
     n_outputs = layers[-1]["n_out"]
     parts = [
@@ -399,8 +325,8 @@ def _measure(task: Task, layers, metric, form, theta_1, theta_2) -> Callable:
 
         if len(segment) == 0:
             return np.empty((2, 0))
-        n_samples = math.ceil(heaviest * size / task.n_activations)
-        found = torch.cat(task.by_rows(work, len(segment), n_samples, torch.float64), dim=1)
-        return found.cpu().numpy()
+        n_samples = math.ceil(heaviest * size / task.budget.n_activations)
+        groups = task.budget.by_rows(work, len(segment), n_samples, torch.float64)
+        return torch.cat(groups, dim=1).cpu().numpy()
 
     return torch.no_grad()(measure)

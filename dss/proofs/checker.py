@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-FORMAT = "dss-certificate-1"
+CERTIFICATE_FORMAT, STRING_FORMAT = "dss-certificate-1", "dss-string-1"
 SLACK = 2.0**-44
 TINY = 1e-290
 
@@ -36,8 +36,8 @@ def check_certificate(path: str | Path, string: str | Path | None = None) -> lis
     those of a task, only who knows the task can tell.
 
     Args:
-        path: of a file that `dss.save_certificate` wrote.
-        string: of a file that `dss.save_string` wrote; the certificate must be of that string.
+        path: of a file that `dss.Certificate.save` wrote.
+        string: of a file that `dss.String.save` wrote; the certificate must be of that string.
 
     Returns:
         A reason for each defect; none for a certificate whose claims are confirmed.
@@ -46,21 +46,22 @@ def check_certificate(path: str | Path, string: str | Path | None = None) -> lis
         OSError: a file cannot be read.
         ValueError: a file is not of this format and version at all.
     """
-    found, values, reasons = _read(path, "certificate", FORMAT)
-    searched, told, damage = _read(string, "string", "dss-string-1") if string else ({}, {}, [])
+    tables, values, reasons = _read_file(path, "certificate", CERTIFICATE_FORMAT)
+    of_string = _read_file(string, "string", STRING_FORMAT) if string else ({}, {}, [])
+    string_tables, string_values, damage = of_string
     try:
-        _check_form(found, values)
+        _check_form(tables, values)
         with np.errstate(all="ignore"):
-            reasons += _claims(found, values)
+            reasons += _claims(tables, values)
         if string:
             reasons += damage
-            reasons += _differences(found, values, searched, told)
+            reasons += _differences(tables, values, string_tables, string_values)
     except (KeyError, TypeError, IndexError, ValueError, OverflowError, MemoryError) as error:
         reasons.append(f"it is malformed: {error if type(error) is ValueError else repr(error)}")
     return reasons
 
 
-def _read(path: str | Path, what: str, kind: str) -> tuple[dict, dict, list[str]]:
+def _read_file(path: str | Path, what: str, kind: str) -> tuple[dict, dict, list[str]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -82,8 +83,10 @@ def _read(path: str | Path, what: str, kind: str) -> tuple[dict, dict, list[str]
     return arrays, values, [] if same else [f"the {what} file was changed after it was written"]
 
 
-def _differences(found: dict, values: dict, searched: dict, told: dict) -> Iterator[str]:
-    mine, other = found["thetas"], searched["thetas"]
+def _differences(
+    tables: dict, values: dict, string_tables: dict, string_values: dict
+) -> Iterator[str]:
+    mine, other = tables["thetas"], string_tables["thetas"]
     if mine.shape != other.shape or mine.dtype != other.dtype:
         yield (
             f"the thetas of the string are {other.dtype} {other.shape}, those of the certificate "
@@ -92,15 +95,16 @@ def _differences(found: dict, values: dict, searched: dict, told: dict) -> Itera
     else:
         for k in np.flatnonzero((mine != other).any(axis=1)):
             yield f"network {k} of the certificate is not network {k} of the string"
-    if not values["limit"] <= told["slack"] * told["L0"]:
+    string_limit = string_values["slack"] * string_values["L0"]
+    if not values["limit"] <= string_limit:
         yield (
             f"the limit is {values['limit']:.17g}, above slack * L0 of the string, "
-            f"{told['slack'] * told['L0']:.17g}"
+            f"{string_limit:.17g}"
         )
 
 
 WINDOW = {"shape", "kernel_size", "stride", "padding", "dilation"}
-SETTINGS = {
+LAYER_SETTINGS = {
     "linear": {"n_in", "bias"},
     "conv2d": {"channels", "bias"} | WINDOW,
     "avgpool2d": WINDOW,
@@ -117,26 +121,26 @@ def _require(condition: bool, what: str) -> None:
         raise ValueError(what)
 
 
-def _check_form(found: dict, values: dict) -> None:
+def _check_form(tables: dict, values: dict) -> None:
     """Raise ValueError for tables, samples or layers that are not what a certificate holds."""
-    thetas, x, y = (found[name] for name in ("thetas", "x", "y"))
+    thetas, x, y = (tables[name] for name in ("thetas", "x", "y"))
     n, limit = len(thetas) - 1, values["limit"]
     _require(thetas.ndim == 2 and thetas.dtype.kind == "f" and n >= 1, "thetas")
     _require(
         type(limit) is float and 0 < limit < np.inf, f"limit is {limit!r}; a float > 0 is needed"
     )
     for name in ("t_lower", "lower", "upper", "begin", "end", "bound"):
-        length = n if name in ("t_lower", "lower", "upper") else len(found["segment"])
-        table = found[name]
+        length = n if name in ("t_lower", "lower", "upper") else len(tables["segment"])
+        table = tables[name]
         _require(table.dtype == np.float64 and table.shape == (length,), f"table {name}")
         _require(not np.isnan(table).any(), f"NaN in table {name}")
-    segment = found["segment"]
+    segment = tables["segment"]
     _require(segment.dtype == np.int64 and segment.ndim == 1, "table segment")
     _require(set(segment.tolist()) == set(range(n)), "segments without pieces, or the reverse")
     _require(len(values["status"]) == n, f"{len(values['status'])} states of {n} segments")
     _require(x.dtype.kind in "fiu" and x.ndim >= 2 and 0 < len(x) == len(y), "x")
     for name in ("thetas", "x", "y"):
-        _require(bool(np.isfinite(found[name]).all()), f"NaN or inf in {name}")
+        _require(bool(np.isfinite(tables[name]).all()), f"NaN or inf in {name}")
     _require(values["metric"] in METRICS, f"unknown metric {values['metric']!r}")
     shape = x.shape[1:]
     for layer in values["layers"]:
@@ -150,7 +154,7 @@ def _check_form(found: dict, values: dict) -> None:
 
 def _shape_behind(layer: dict, shape: tuple) -> tuple:
     kind = layer["layer"]
-    _require(set(layer) == {"layer", "n_out"} | SETTINGS[kind], f"settings of {kind}")
+    _require(set(layer) == {"layer", "n_out"} | LAYER_SETTINGS[kind], f"settings of {kind}")
     if kind == "linear":
         _require(shape == (layer["n_in"],), f"{kind} on inputs of shape {shape}")
         behind = (layer["n_out"],)
@@ -179,10 +183,10 @@ def _shape_behind(layer: dict, shape: tuple) -> tuple:
     return behind
 
 
-def _claims(found: dict, values: dict) -> Iterator[str]:
+def _claims(tables: dict, values: dict) -> Iterator[str]:
     """Defects of what a certificate says of itself."""
-    thetas = found["thetas"].astype(np.float64)
-    x, y, limit = found["x"].astype(np.float64), found["y"], values["limit"]
+    thetas = tables["thetas"].astype(np.float64)
+    x, y, limit = tables["x"].astype(np.float64), tables["y"], values["limit"]
     n, status = len(thetas) - 1, values["status"]
     loss = METRICS[values["metric"]]
 
@@ -201,8 +205,8 @@ def _claims(found: dict, values: dict) -> Iterator[str]:
         )
 
     for k in range(n):
-        rows = np.flatnonzero(found["segment"] == k)
-        begin, end, stated = (found[name][rows] for name in ("begin", "end", "bound"))
+        rows = np.flatnonzero(tables["segment"] == k)
+        begin, end, stated = (tables[name][rows] for name in ("begin", "end", "bound"))
         edges = np.concatenate([[0.0], end]), np.concatenate([begin, [1.0]])
         for here, there in zip(*edges, strict=True):
             if here != there:
@@ -215,7 +219,7 @@ def _claims(found: dict, values: dict) -> Iterator[str]:
                     f"segment {k}: the bound {value:.17g} on [{t_0:.17g}, {t_1:.17g}] is not "
                     f"confirmed; {bound(k, t_0, t_1)[0]:.6g} was found"
                 )
-        upper, lower, t = (found[name][k] for name in ("upper", "lower", "t_lower"))
+        upper, lower, t = (tables[name][k] for name in ("upper", "lower", "t_lower"))
         if upper != stated.max():
             yield f"segment {k}: upper is {upper:.17g}, which is not the largest of its bounds"
         if not lower <= upper:
@@ -249,11 +253,11 @@ def _outputs(layers: list[dict], ends: list, size: np.ndarray, x: np.ndarray):
         elif kind in ("avgpool2d", "maxpool2d"):
             channels, patches = layer["shape"][0], _patches(layer, len(p))
             patches = patches.reshape(channels, -1, patches.shape[1]).transpose(1, 0, 2)
-            p, q, e = POOLINGS[kind](
+            p, q, e = ENCLOSED_POOLINGS[kind](
                 *(_take(v, patches.reshape(len(patches), -1)) for v in (p, q, e))
             )
         elif kind != "flatten":
-            p, q, e = ACTIVATIONS[kind](p, q, e)
+            p, q, e = ENCLOSED_ACTIVATIONS[kind](p, q, e)
     if start != len(size):
         raise ValueError(f"the layers have {start} parameters, and the networks {len(size)}")
     return p, q, e
@@ -329,12 +333,12 @@ def _largest(p, q, e):
     return top_p[0] + shift, top_q[0] + shift, (above + top_e[0]) / 2 + SLACK * size
 
 
-ACTIVATIONS = {
+ENCLOSED_ACTIVATIONS = {
     "relu": _relu,
     "sigmoid": _smooth(lambda v: 0.5 * (1 + np.tanh(v / 2)), lambda f: f * (1 - f)),
     "tanh": _smooth(np.tanh, lambda f: 1 - f * f),
 }
-POOLINGS = {"avgpool2d": _mean, "maxpool2d": _largest}
+ENCLOSED_POOLINGS = {"avgpool2d": _mean, "maxpool2d": _largest}
 
 
 def _sure(above: float, below: float, *outputs: np.ndarray) -> tuple[float, float]:

@@ -6,14 +6,14 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dss.checkpoint import source
+from dss.checks import lookup
 from dss.data import ensure_mnist
-from dss.provenance import PROJECT, lock_sha256, notebook_sha256
+from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
 from dss.results import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 NOTEBOOKS = PROJECT / "notebooks"
 # Types a notebook declares, and the values that papermill may pass for them.
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
-# What a notebook cannot begin without.
-DATA = {"03_mnist": ensure_mnist, "08_authors": ensure_mnist}
+# What a notebook's metadata can ask for as needed before it begins.
+DATA = {"mnist": ensure_mnist}
 
 
 def known_parameters(notebook: Path) -> dict[str, dict]:
@@ -68,7 +68,22 @@ def check_parameters(notebook: Path, *points: Mapping) -> None:
             )
 
 
-def made_by(notebook: Path) -> dict[str, str | None]:
+def fetch_data(notebooks: Iterable[Path]) -> None:
+    """Fetch what notebooks say in their metadata that they need: `"dss": {"data": ["mnist"]}`.
+
+    Raises:
+        ValueError: data of an unknown name.
+        RuntimeError: data that cannot be had.
+    """
+    needed = {}
+    for notebook in notebooks:
+        metadata = json.loads(notebook.read_text())["metadata"]
+        needed |= dict.fromkeys(metadata.get("dss", {}).get("data", []))
+    for name in needed:
+        lookup(DATA, name, "data in a notebook's metadata")()
+
+
+def versions_of(notebook: Path) -> dict[str, str | None]:
     """What a run depends on beside its parameters: code of the notebook, `dss`, pinned versions."""
     return {
         "notebook": notebook_sha256(notebook),
@@ -77,9 +92,9 @@ def made_by(notebook: Path) -> dict[str, str | None]:
     }
 
 
-def key_of(made_by: Mapping, parameters: Mapping) -> str:
+def key_of(versions: Mapping, parameters: Mapping) -> str:
     """A digest of all that decides what a run gives."""
-    parts = json.dumps([dict(made_by), dict(parameters)], sort_keys=True)
+    parts = json.dumps([dict(versions), dict(parameters)], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dss.files import write
-from dss.notebooks import DATA, NOTEBOOKS, check_parameters, execute, key_of, made_by
 from dss.provenance import PROJECT
 from dss.results import CHECKPOINTS, update_manifest
+from dss.runs.execute import (
+    NOTEBOOKS,
+    check_parameters,
+    execute,
+    fetch_data,
+    key_of,
+    versions_of,
+)
 
 SIZES = ("quick", "paper")
 
@@ -95,11 +102,10 @@ def reproduce(
         jobs[name] = chosen | {"device": device} | dict(parameters or {})
         notebook = NOTEBOOKS / f"{name}.ipynb"
         check_parameters(notebook, jobs[name])
-        keys[name] = key_of(made_by(notebook), jobs[name])
+        keys[name] = key_of(versions_of(notebook), jobs[name])
     folder = Path(out).resolve() / size if out else PROJECT / "figures" / size
     folder.mkdir(parents=True, exist_ok=True)
-    for name in jobs:
-        DATA.get(name, lambda: None)()
+    fetch_data(NOTEBOOKS / f"{name}.ipynb" for name in jobs)
     unfinished = folder / f".unfinished-{'-'.join(jobs)}.json"
     before = json.loads(unfinished.read_text()) if unfinished.exists() else {}
     kept = folder / "executed" if out else PROJECT / "runs" / size

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from dss.provenance import PROJECT
-from dss.reproduce import reproduce
+from dss.runs.reproduce import reproduce
 
 # Of columns that differ in something that the distance does not see, as their order.
 LEAST = 1e-300

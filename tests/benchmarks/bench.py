@@ -16,17 +16,18 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 import torch
 from torch import nn
 
 import dss
+import dss.networks.architectures
+import dss.networks.memory
 import dss.task
-from dss import sampling
-
-sys.path.insert(0, str(Path(__file__).parent))
-from sequential import Sequential
+from dss import recursion, sampling
+from dss.descent import TRAINING_SETTINGS
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -60,11 +61,25 @@ def starts_of(task, n: int, L0: float, **training) -> torch.Tensor:
 
 def search(task, starts, L0: float, **options):
     """Endpoints, then strings between them; returns the strings and all gradient steps."""
-    training = {name: v for name, v in options.items() if name in dss.task.TRAINING_SETTINGS}
+    training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     ends = sampling.train_to(task, starts, L0, generator=seeded(), **training)
     first, second = ends.thetas[0::2], ends.thetas[1::2]
     strings = sampling.find_strings(task, first, second, L0, generator=seeded(), **options)
     return strings, int(ends.steps.sum()) + sum(s.gradient_steps for s in strings)
+
+
+@contextmanager
+def steps_counted():
+    """A list of the gradient steps of every descent of the plain loop."""
+    steps, train_to = [], recursion.train_to
+
+    def counted(*arguments, **keywords):
+        trained = train_to(*arguments, **keywords)
+        steps.append(trained[2])
+        return trained
+
+    with mock.patch.object(recursion, "train_to", counted):
+        yield steps
 
 
 def pairs(device: str) -> list[dict]:
@@ -72,13 +87,14 @@ def pairs(device: str) -> list[dict]:
     task, L0, n_loop, rows = dss.quad(), 0.01, 16, []
     options = task.train_settings
     starts = starts_of(task.to(device), 2 * 4096, L0, **options)
-    loop = Sequential(task, L0, **options)  # on the CPU, where it is fastest
 
-    def one_by_one(n: int) -> list:
-        loop.gradient_steps, found = 0, []
-        for a, b in starts[: 2 * n].cpu().split([2] * n):
-            found.append(loop.connect(loop.train(a, L0), loop.train(b, L0)))
-        return found
+    def one_by_one(n: int) -> list:  # on the CPU, where it is fastest
+        beads = []
+        for pair in starts[: 2 * n].cpu().split([2] * n):
+            ends = [recursion.train_to(task, theta, L0, **options)[0] for theta in pair]
+            between, connected = recursion.find_string(task, *ends, L0, **options)
+            beads.append(between if connected else None)
+        return beads
 
     def row(how, n, connected, steps, ms, speedup) -> dict:
         row = {"threads": torch.get_num_threads(), "how": how, "pairs": n, "connected": connected}
@@ -86,9 +102,10 @@ def pairs(device: str) -> list[dict]:
 
     for threads in (1, 2) if task.to(device).device.type == "cpu" else (1,):
         torch.set_num_threads(threads)
-        beads = one_by_one(n_loop)  # to warm up, and to compare
+        with steps_counted() as steps:
+            beads = one_by_one(n_loop)  # to warm up, and to compare
         connected, ms = n_loop - beads.count(None), 1e3 * seconds(one_by_one, n_loop)
-        rows.append(row("one by one", n_loop, connected, loop.gradient_steps, ms, 1.0))
+        rows.append(row("one by one", n_loop, connected, sum(steps), ms, 1.0))
         for n in (1, 8, 64, 128, 512, 1024, 4096):
             run = task.to(device), starts[: 2 * n], L0
             strings, steps = search(*run, t_star="grid", **options)
@@ -248,7 +265,7 @@ def parameters(device: str) -> list[dict]:
 
     def images(*widths):
         base = dss.mnist("mlp")
-        module = nn.Sequential(nn.Flatten(), *dss.networks.mlp([784, *widths, 10]))
+        module = nn.Sequential(nn.Flatten(), *dss.networks.architectures.mlp([784, *widths, 10]))
         return dss.Task.from_module(
             module, "cross_entropy", *(base.splits[s] for s in ("train", "test")), eval_chunk=500
         )
@@ -358,14 +375,14 @@ def chunks(device: str) -> list[dict]:
         thetas = task.init(max(sizes), seeded())
         n = len(task.splits["train"][0]) if isinstance(batch, slice) else batch
         batch = batch if isinstance(batch, slice) else torch.arange(batch, device=task.device)
-        default = dict(dss.task.CHUNK_ELEMENTS)
+        default = dict(dss.networks.memory.CHUNK_ELEMENTS)
         for size in (*sizes, None):
             if size is not None:
-                per_network = n * task.n_activations + task.n_params
-                dss.task.CHUNK_ELEMENTS[task.device.type] = size * per_network
+                per_network = n * task.budget.n_activations + task.n_params
+                dss.networks.memory.CHUNK_ELEMENTS[task.device.type] = size * per_network
             task.gradients(thetas, batch)
             took = seconds(task.gradients, thetas, batch, repeats=3)
-            dss.task.CHUNK_ELEMENTS.update(default)
+            dss.networks.memory.CHUNK_ELEMENTS.update(default)
             row = {"task": task.name, "networks": len(thetas), "chunk": size or "default"}
             rows.append(row | {"gradient_ms": 1e3 * took / len(thetas)})
     return rows

@@ -1,0 +1,1 @@
+"""Running notebooks and grids: execute, reproduce, verify, sweep."""

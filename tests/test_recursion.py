@@ -1,0 +1,60 @@
+"""The algorithm one network at a time, and the same for many pairs: one and the same."""
+
+import inspect
+
+import pytest
+import torch
+
+import dss
+from dss import recursion, sampling
+
+L0, TRAINING = 0.003, {"lr": 1e-2, "max_steps": 600, "patience": 200}
+
+
+def test_one_by_one_it_finds_the_same_strings(quad64, quad_pairs):
+    """t* is on the grid, as the recursion has it; at depth 2 some pairs fail."""
+    pairs = quad_pairs.theta_1[:8], quad_pairs.theta_2[:8]
+    options = TRAINING | {"max_depth": 2}
+    strings = dss.find_strings(quad64, *pairs, L0, t_star="grid", **options)
+    for string, theta_1, theta_2 in zip(strings, *pairs, strict=True):
+        beads, connected = recursion.find_string(quad64, theta_1, theta_2, L0, **options)
+        assert connected == string.connected
+        if connected and beads:
+            expected = string.thetas[1:-1]
+            torch.testing.assert_close(torch.stack(beads), expected, rtol=1e-6, atol=1e-7)
+    assert {string.connected for string in strings} == {True, False}, "both kinds are compared"
+    assert sum(string.n_beads for string in strings if string.connected) > 4
+
+
+def test_one_segment_has_the_same_maximum(quad64, quad_pairs):
+    for theta_1, theta_2 in zip(quad_pairs.theta_1[:8], quad_pairs.theta_2[:8], strict=True):
+        t_star, gamma_max = recursion.measure_segment(quad64, theta_1, theta_2)
+        assert t_star == float(dss.t_star(quad64, theta_1, theta_2, rule="grid"))
+        ends = torch.stack([theta_1, theta_2])
+        assert gamma_max == pytest.approx(dss.Gamma_tilde(quad64, ends), rel=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam", "sgd"])
+def test_one_descent_takes_the_same_steps(quad64, seeded, optimizer):
+    start = quad64.init(3, seeded(4))
+    training = {"optimizer": optimizer, "lr": 1e-2, "max_steps": 300, "patience": 100}
+    together = dss.train_to(quad64, start, 0.02, **training)
+    for i in range(3):
+        theta, reached, steps = recursion.train_to(quad64, start[i], 0.02, **training)
+        assert (reached, steps) == (bool(together.reached[i]), int(together.steps[i]))
+        torch.testing.assert_close(theta, together.thetas[i], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("step", ["measure_segment", "train_to", "find_string"])
+def test_a_step_bears_the_same_name_in_both(step):
+    plain = getattr(recursion, step)
+    assert inspect.getdoc(plain).startswith("Step")
+    assert hasattr(sampling, step) or hasattr(sampling, f"{step}s")
+
+
+def test_it_can_be_read_in_a_few_minutes():
+    lines = [line for line in inspect.getsource(recursion).splitlines() if line.strip()]
+    assert len(lines) <= 90
+    named = [name for name in vars(recursion) if inspect.isfunction(vars(recursion)[name])]
+    own = [name for name in named if getattr(recursion, name).__module__ == "dss.recursion"]
+    assert own == ["train_to", "measure_segment", "find_string", "module_of"]

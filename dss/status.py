@@ -17,7 +17,7 @@ class Status(StrEnum):
         return status
 
     # Of the search for a string.
-    CONNECTED = "connected", "every segment is at or below L0 on its grid"
+    CONNECTED = "connected", "every segment is at or below slack * L0 on its grid"
     DEPTH_EXHAUSTED = (
         "depth exhausted",
         "segments are still high at max_depth",
@@ -30,7 +30,7 @@ class Status(StrEnum):
     )
     ENDPOINT_ABOVE_L0 = (
         "endpoint above L0",
-        "one of the two networks is too high",
+        "one of the two networks is above L0",
         "a larger L0, or train it further (dss.train_to)",
     )
     # Of the descent of one network.

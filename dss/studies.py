@@ -1,5 +1,6 @@
 """Studies: pairs drawn and trained at several thresholds, and the strings between them."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from dss.descent import TRAINING_SETTINGS
 from dss.sampling import find_strings
 from dss.strings import String
 from dss.task import Task
-from dss.train import train_endpoints
+from dss.train import train_endpoints, train_to
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,3 +71,54 @@ def study(
     for name in ("n_drawn", "n_discarded"):
         table[name] = getattr(ends, name).repeat_interleave(n_pairs).tolist()
     return strings, table
+
+
+def descending_study(
+    task: Task,
+    L0: list[float],
+    n_pairs: int,
+    generator: torch.Generator | None = None,
+    checkpoint: Callable[[str], Path | None] = lambda name: None,
+    **options,
+) -> tuple[list[String], "pd.DataFrame"]:
+    """Steps 1 to 5 for the same pairs at falling thresholds: networks are trained on and on.
+
+    Args:
+        task: as in `find_strings`.
+        L0: thresholds, falling.
+        n_pairs: pairs, the same at every threshold.
+        generator: CPU generator of the run; a new one with seed 0 by default.
+        checkpoint: gives a file, or None, for the name of each piece of work
+            (`dss.Results.checkpoint`).
+        options: keyword arguments of `find_strings`; networks are trained with the same
+            optimiser, batches and budget.
+
+    Returns:
+        Strings, threshold by threshold, and a table with a row per string: `String.summary`, and
+        `pair`, `n_lost` (networks that did not get to the threshold) and `straight_line` (the
+        largest loss on it; NaN where an endpoint is too high).
+
+    Raises:
+        TypeError, ValueError: as in `find_strings`.
+
+    Paper: Sec. II.B.
+    """
+    import pandas as pd
+
+    generator = generator or torch.Generator().manual_seed(0)
+    training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
+    thetas, strings, rows = task.init(2 * n_pairs, generator), [], []
+    for threshold in L0:
+        piece = f"{task.metric} {threshold}"
+        ends_file = checkpoint(f"{piece}.ends")
+        ends = train_to(task, thetas, threshold, generator, ends_file, **training)
+        thetas, n_lost = ends.thetas, int((~ends.reached).sum())
+        pairs = thetas[::2], thetas[1::2]
+        search = {"generator": generator, "checkpoint": checkpoint(piece)} | options
+        at_threshold = find_strings(task, *pairs, threshold, **search)
+        strings += at_threshold
+        for pair, string in enumerate(at_threshold):
+            straight = string.trace[0]["Gamma_tilde"] if string.trace else float("nan")
+            row = {"pair": pair, "n_lost": n_lost, "straight_line": straight}
+            rows.append(row | string.summary())
+    return strings, pd.DataFrame(rows)

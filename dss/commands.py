@@ -34,6 +34,7 @@ class Device(StrEnum):
 Names = Annotated[list[str] | None, typer.Argument(help="Notebooks; all by default.")]
 OnDevice = Annotated[Device, typer.Option(help="auto takes CUDA if there is.")]
 CellTimeout = Annotated[int | None, typer.Option(help="Seconds for one cell.")]
+Jobs = Annotated[int | None, typer.Option(help="Side by side; one for each core by default.")]
 
 
 @app.command()
@@ -59,6 +60,7 @@ def reproduce(
     save_outputs: Annotated[
         bool, typer.Option("--save-outputs", help="Write outputs back into notebooks/.")
     ] = False,
+    jobs: Jobs = None,
 ) -> None:
     """Execute notebooks and regenerate their tables and figures."""
     from dss.runs import reproduce as runs
@@ -73,6 +75,7 @@ def reproduce(
             out=out,
             cell_timeout=cell_timeout,
             save_outputs=save_outputs,
+            jobs=jobs,
         )
     typer.echo(f"\n{'notebook':<18}{'seconds':>8}  figures written")
     for outcome in outcomes:
@@ -94,6 +97,7 @@ def verify(
     device: OnDevice = Device.auto,
     committed: Annotated[str | None, typer.Option(help="Folder instead of figures/.")] = None,
     cell_timeout: CellTimeout = None,
+    jobs: Jobs = None,
 ) -> None:
     """Run notebooks again, elsewhere, and compare every table with the committed one."""
     from dss.runs import verify as runs
@@ -105,11 +109,13 @@ def verify(
             device=device.value,
             committed=committed,
             cell_timeout=cell_timeout,
+            jobs=jobs,
         )
     for (notebook, table), rows in columns.groupby(["notebook", "table"], sort=False):
         typer.echo(f"\n{table or notebook}")
         for row in rows.itertuples():
-            distance = "" if row.distance != row.distance else f"{row.distance:.2g}"
+            measured = row.distance is not None and row.distance == row.distance  # no NaN
+            distance = f"{row.distance:.2g}" if measured else ""
             typer.echo(f"  {row.column:<34}{row.rule:<16}{distance:>9}  {row.verdict}")
     counts = columns.verdict.value_counts()
     typer.echo("\n" + ", ".join(f"{n} columns {verdict}" for verdict, n in counts.items()))

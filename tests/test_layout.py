@@ -24,6 +24,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From the ground up; a module imports from lower floors only.
 FLOORS = [
     {"checks", "files", "provenance", "status", "descent", "networks.losses", "networks.memory"},
+    {"runs.progress", "geometry.passes"},
     {"theta", "data", "results", "plots", "stats", "networks.batchnorm", "networks.dense"},
     {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
     {"task", "runs.grid", "runs.execute"},
@@ -44,7 +45,7 @@ ONLY = {
     "strings": {"checks", "files", "status", "theta"},
     "runs.grid": set(),
 }
-WINGS = {"networks", "proofs", "runs"}
+WINGS = {"networks", "proofs", "runs", "geometry"}
 
 
 def name_of(module):

@@ -208,7 +208,7 @@ def made(tmp_path, monkeypatch):
     (given / "manifest.json").write_text(json.dumps({"01_one_picture.png": entry}))
     shutil.copytree(given, tmp_path / "figures" / "quick")
 
-    def run(names, size, device, out, cell_timeout):
+    def run(names, size, device, out, cell_timeout, jobs):
         shutil.copytree(given, Path(out) / size)
         return [reproducing.Outcome("01_one", 1.0, ["01_one_picture.png"])]
 
@@ -224,7 +224,9 @@ def test_what_is_identical_or_within_its_tolerance_passes_and_the_rest_is_named(
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     result = call("verify")
     assert result.exit_code == 0, result.output
-    rows = {line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line}
+    rows = {
+        line.split()[0]: line.split()[1:] for line in result.output.splitlines() if line.strip()
+    }
     assert rows["alpha"] == ["exact", "0", "identical"]
     assert rows["noisy"][:2] == ["within", "0.01"] and rows["noisy"][3:] == ["within", "tolerance"]
     assert rows["seconds_all"] == ["timing", "not", "compared"]

@@ -7,7 +7,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from traitlets.config import Config
 
 NOTEBOOKS = PROJECT / "notebooks"
+ENGINE = "dss"  # of papermill: its own, with a call after each cell
+# Folders that hold the connection file of a kernel which runs now.
+_connections: set[str] = set()
 # Types a notebook declares, and the values that papermill may pass for them.
 TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
-# What a notebook's metadata can ask for as needed before it begins.
+# What a notebook can say in its metadata that it cannot begin without.
 DATA = {"mnist": ensure_mnist}
 
 
@@ -105,6 +108,7 @@ def execute(
     executed: Path,
     cell_timeout: int | None = None,
     on_cell: Callable[[], object] = lambda: None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> str:
     """Run a notebook to its end, in its own folder, with its files going to `folder`.
 
@@ -118,9 +122,13 @@ def execute(
         executed: file for the executed notebook.
         cell_timeout: seconds after which a cell counts as hung.
         on_cell: called after every cell, code or prose.
+        is_stopped: whether `end_kernels` was called, so that a kernel that died is no failure.
 
     Returns:
         An empty string, or which cell failed and why.
+
+    Raises:
+        Stopped: it was stopped; what is in its checkpoints stays.
     """
     import papermill
 
@@ -130,6 +138,8 @@ def execute(
     (folder / "manifest.json").unlink(missing_ok=True)
     executed.parent.mkdir(parents=True, exist_ok=True)
     for transport in ("ipc", "tcp", "tcp"):
+        if is_stopped():
+            raise Stopped
         executed.unlink(missing_ok=True)
         try:
             with _kernel_settings(transport) as config:
@@ -140,7 +150,7 @@ def execute(
                     kernel_name="python3",
                     progress_bar=False,
                     execution_timeout=cell_timeout,
-                    engine_name="dss",
+                    engine_name=ENGINE,
                     # The folder of the kernel alone; papermill's own cwd is of the whole process.
                     resources={"metadata": {"path": str(notebook.parent)}},
                     config=config,
@@ -153,6 +163,8 @@ def execute(
                 )
             return ""
         except Exception as failure:
+            if is_stopped():
+                raise Stopped from failure
             number = _cell_of(failure, executed)
             where = f"cell [{number}]" if number else "before the first cell"
             error = f"{where}: {_reason(failure)}"
@@ -171,13 +183,33 @@ def _kernel_settings(transport: str) -> Iterator["Config"]:
     from traitlets.config import Config
 
     with tempfile.TemporaryDirectory(prefix="dss-") as folder:
-        is_possible = transport == "ipc" and os.name == "posix" and len(folder) < 80
-        settings = {"transport": "ipc", "ip": f"{folder}/kernel"} if is_possible else {}
-        yield Config({"KernelManager": settings})
+        settings = {"connection_file": f"{folder}/kernel.json"}
+        if transport == "ipc" and os.name == "posix" and len(folder) < 80:
+            settings |= {"transport": "ipc", "ip": f"{folder}/kernel"}
+        _connections.add(folder)
+        try:
+            yield Config({"KernelManager": settings})
+        finally:
+            _connections.discard(folder)
+
+
+class Stopped(Exception):
+    """A run was ended from outside."""
+
+
+def end_kernels() -> None:
+    """Kill the kernels that `execute` runs in this process; it raises `Stopped` in each thread."""
+    import psutil
+
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            arguments = " ".join(process.cmdline())
+            if any(folder in arguments for folder in list(_connections)):
+                process.kill()
 
 
 def _use_engine() -> None:
-    """Teach papermill the engine `dss`: its own, with a call after each cell."""
+    """Teach papermill the engine `ENGINE`."""
     from papermill.engines import NBClientEngine, papermill_engines
 
     class Engine(NBClientEngine):
@@ -192,7 +224,7 @@ def _use_engine() -> None:
             nb_man.cell_complete = cell_complete
             return super().execute_managed_notebook(nb_man, kernel_name, **options)
 
-    papermill_engines.register("dss", Engine)
+    papermill_engines.register(ENGINE, Engine)
 
 
 def _cell_of(failure: Exception, executed: Path) -> int | None:

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dss.files import write
@@ -16,13 +20,16 @@ from dss.results import CHECKPOINTS, update_manifest
 from dss.runs.execute import (
     NOTEBOOKS,
     check_parameters,
+    end_kernels,
     execute,
     fetch_data,
     key_of,
     versions_of,
 )
+from dss.runs.progress import Progress
 
 SIZES = ("quick", "paper")
+UNFINISHED = ".unfinished.json"  # in the folder of the figures
 
 
 @dataclass(frozen=True)
@@ -60,12 +67,13 @@ def reproduce(
     out: str | Path | None = None,
     cell_timeout: int | None = None,
     save_outputs: bool = False,
+    jobs: int | None = None,
 ) -> list[Outcome]:
     """Execute notebooks and put their tables, figures and manifest into place.
 
     Each runs in a folder of its own; what was there before is replaced only when the notebook came
     to its end.  A notebook that fails does not stop the others.  The same call, made again after
-    the process was killed, skips the notebooks that were finished, and the searches that the one it
+    the process was killed, skips the notebooks that were finished, and the searches that those it
     was in had finished, unless the notebook, `dss` or the lock changed in the meantime.
 
     Args:
@@ -77,15 +85,16 @@ def reproduce(
         cell_timeout: seconds after which a cell counts as hung; by default 600 at quick size and
             none at paper size.
         save_outputs: also write the executed cells back into `notebooks/`.
+        jobs: notebooks side by side, those that took longest first; by default one for each core.
+            What they give does not depend on it: every kernel computes on one thread.
 
     Returns:
-        An `Outcome` per notebook.
+        An `Outcome` per notebook, in the order of `names`.
 
     Raises:
-        ValueError: an unknown notebook, size or parameter, before anything runs.
+        ValueError: an unknown notebook, size or parameter, or jobs < 1, before anything runs.
+        KeyboardInterrupt: Ctrl-C; kernels are ended first, and their checkpoints stay.
     """
-    from tqdm.auto import tqdm
-
     known = notebook_names()
     for name in names:
         if name not in known:
@@ -94,80 +103,158 @@ def reproduce(
         raise ValueError(f"size is {size!r}; known: {', '.join(SIZES)}")
     if save_outputs and (parameters or size != "quick"):
         raise ValueError("outputs are committed at quick size with the default parameters only")
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     if cell_timeout is None and size == "quick":
         cell_timeout = 600
-    jobs, keys = {}, {}
-    for name in names or known:
-        chosen = paper_parameters(name) if size == "paper" else {}
-        jobs[name] = chosen | {"device": device} | dict(parameters or {})
-        notebook = NOTEBOOKS / f"{name}.ipynb"
-        check_parameters(notebook, jobs[name])
-        keys[name] = key_of(versions_of(notebook), jobs[name])
     folder = Path(out).resolve() / size if out else PROJECT / "figures" / size
+    executed_folder = folder / "executed" if out else PROJECT / "runs" / size
+    runs = []
+    for name in dict.fromkeys(names or known):
+        overrides = paper_parameters(name) if size == "paper" else {}
+        chosen = overrides | {"device": device} | dict(parameters or {})
+        notebook = NOTEBOOKS / f"{name}.ipynb"
+        check_parameters(notebook, chosen)
+        key = key_of(versions_of(notebook), chosen)
+        executed = executed_folder / f"{name}.ipynb"
+        runs.append(_Run(name, chosen, key, folder, executed, cell_timeout))
     folder.mkdir(parents=True, exist_ok=True)
-    fetch_data(NOTEBOOKS / f"{name}.ipynb" for name in jobs)
-    unfinished = folder / f".unfinished-{'-'.join(jobs)}.json"
-    before = json.loads(unfinished.read_text()) if unfinished.exists() else {}
-    kept = folder / "executed" if out else PROJECT / "runs" / size
-    outcomes, done = [], {}
-    with tqdm(total=len(jobs), unit="notebook", position=0) as bar:
-        for name, chosen in jobs.items():
-            bar.set_description(name)
-            executed = kept / f"{name}.ipynb"
-            if before.get(name) == _state(name, keys[name], folder, executed):
-                outcomes.append(Outcome(name, None, _figures_of(name, folder)))
-            else:
-                outcomes.append(_run(name, chosen, keys[name], folder, executed, cell_timeout))
-            bar.update()
-            if not outcomes[-1].error:
-                done[name] = _state(name, keys[name], folder, executed)
-                write(unfinished, json.dumps(done).encode())
-    for outcome in outcomes:
+    fetch_data(NOTEBOOKS / f"{run.name}.ipynb" for run in runs)
+    outcomes = _side_by_side(runs, folder, size, jobs or n_cores())
+    for outcome, run in zip(outcomes, runs, strict=True):
         if save_outputs and not outcome.error:
-            _save_outputs(outcome.name, kept / f"{outcome.name}.ipynb")
-    if not any(outcome.error for outcome in outcomes):
-        unfinished.unlink()
+            _save_outputs(outcome.name, run.executed)
     return outcomes
 
 
-def _state(name: str, key: str, folder: Path, executed: Path) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Run:
+    """What one notebook is run with, and where its files go."""
+
+    name: str
+    parameters: dict
+    key: str
+    folder: Path
+    executed: Path
+    cell_timeout: int | None
+
+    @property
+    def n_cells(self) -> int:
+        """Cells that papermill runs; it adds one for the parameters."""
+        return 1 + len(json.loads((NOTEBOOKS / f"{self.name}.ipynb").read_text())["cells"])
+
+
+def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[Outcome]:
+    """Run what an earlier call has not finished, `jobs` at a time, and note what has ended."""
+    call = " ".join(run.name for run in runs)
+    before, stop = _unfinished(folder).get(call, {}), threading.Event()
+    ended = {
+        run.name: Outcome(run.name, None, _figures_of(run.name, folder))
+        for run in runs
+        if before.get(run.name) == _state(run)
+    }
+    done = {name: before[name] for name in ended}
+    todo = [run for run in runs if run.name not in ended]
+    todo.sort(key=lambda run: -_seconds_before(run.name, folder, size))
+    n_cells = {run.name: run.n_cells for run in todo}
+    with Progress(n_cells, len(runs)) as progress, ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(_run, run, progress, stop): run for run in todo}
+        try:
+            for future in as_completed(futures):
+                run, outcome = futures[future], future.result()
+                ended[run.name] = outcome
+                progress.ended(run.name, outcome.error)
+                if not outcome.error:
+                    done[run.name] = _state(run)
+                    _note_unfinished(folder, call, done)
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            while wait(futures, timeout=0.2).not_done:
+                end_kernels()
+            raise
+    if not any(outcome.error for outcome in ended.values()):
+        _note_unfinished(folder, call, None)
+    return [ended[run.name] for run in runs]
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _seconds_before(name: str, folder: Path, size: str) -> float:
+    """How long a notebook took when its figures here were made, or else the committed ones."""
+    for place in (folder, PROJECT / "figures" / size):
+        entries = _manifest(place).values()
+        seconds = [e.get("seconds", 0) for e in entries if e["notebook"] == f"{name}.ipynb"]
+        if seconds:
+            return seconds[0]
+    return math.inf
+
+
+def _unfinished(folder: Path) -> dict[str, dict]:
+    """By call, the notebooks that a call which did not succeed as a whole has finished."""
+    path = folder / UNFINISHED
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _note_unfinished(folder: Path, call: str, done: dict | None) -> None:
+    """Note what a call has finished; with None forget the call."""
+    from filelock import FileLock
+
+    with FileLock(folder / ".lock"):
+        calls = _unfinished(folder) | {call: done}
+        if done is None:
+            del calls[call]
+        if calls:
+            write(folder / UNFINISHED, json.dumps(calls).encode())
+        else:
+            (folder / UNFINISHED).unlink(missing_ok=True)
+
+
+def _manifest(folder: Path) -> dict[str, dict]:
+    path = folder / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _state(run: _Run) -> dict[str, str]:
     """The key of a run, and digests of what it has left; another run leaves something else."""
-    files = [executed, *(folder / file for file in sorted(_files_of(name, folder)))]
+    files = [run.executed, *(run.folder / name for name in sorted(_files_of(run.name, run.folder)))]
     digests = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
         for path in files
     }
-    return {"key": key} | digests
+    return {"key": run.key} | digests
 
 
-def _run(name, parameters, key, folder, executed, cell_timeout) -> Outcome:
+def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
     """Execute one notebook into a folder of its own, then move its files into place."""
-    import nbformat
     from filelock import FileLock, Timeout
-    from tqdm.auto import tqdm
 
-    started = time.perf_counter()
-    stage = folder / f".{name}-{key}"
+    name, started, figures = run.name, time.perf_counter(), []
+    stage = run.folder / f".{name}-{run.key}"
     stage.mkdir(exist_ok=True)
-    notebook = NOTEBOOKS / f"{name}.ipynb"
-    n_cells = 1 + len(nbformat.read(notebook, as_version=4).cells)  # papermill adds one
-    figures: list[str] = []
     try:
-        with (
-            FileLock(stage / ".lock", timeout=0),
-            tqdm(total=n_cells, desc=f"  {name}", unit="cell", leave=False, position=1) as cells,
-        ):
-            here = stage / ".executed.ipynb"
-            error = execute(notebook, parameters, stage, here, cell_timeout, cells.update)
+        with FileLock(stage / ".lock", timeout=0):
+            error = execute(
+                NOTEBOOKS / f"{name}.ipynb",
+                run.parameters,
+                stage,
+                stage / ".executed.ipynb",
+                cell_timeout=run.cell_timeout,
+                on_cell=partial(progress.cell, name),
+                is_stopped=stop.is_set,
+            )
             if not error:
-                figures = _move_into_place(name, stage, folder)
-            if here.exists():
-                executed.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(here, executed)
+                figures = _move_into_place(name, stage, run.folder)
+            if (stage / ".executed.ipynb").exists():
+                run.executed.parent.mkdir(parents=True, exist_ok=True)
+                shutil.move(stage / ".executed.ipynb", run.executed)
             if not error or not any((stage / CHECKPOINTS).iterdir()):
                 shutil.rmtree(stage)
             if not error:
-                for left in folder.glob(f".{name}-*"):  # killed, and not gone on with
+                for left in run.folder.glob(f".{name}-*"):  # killed, and not gone on with
                     with suppress(Timeout), FileLock(left / ".lock", timeout=0):
                         shutil.rmtree(left)
     except Timeout:
@@ -192,9 +279,7 @@ def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
 
 def _files_of(name: str, folder: Path) -> set[str]:
     """Tables and figures in `folder` that its manifest says notebook `name` has made."""
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
-    entries = {k: v for k, v in manifest.items() if v["notebook"] == f"{name}.ipynb"}
+    entries = {k: v for k, v in _manifest(folder).items() if v["notebook"] == f"{name}.ipynb"}
     return set(entries) | {table for entry in entries.values() for table in entry["tables"]}
 
 

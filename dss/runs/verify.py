@@ -4,6 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,8 +14,22 @@ import pandas as pd
 from dss.provenance import PROJECT
 from dss.runs.reproduce import reproduce
 
-# Of columns that differ in something that the distance does not see, as their order.
-LEAST = 1e-300
+
+@dataclass(frozen=True)
+class Compared:
+    """How a column of a table compares with what it was.
+
+    Attributes:
+        column: its name; `(rows)` for their number, empty for a table or file as a whole.
+        rule: what it was held to, or what is wrong.
+        distance: as `compare` defines it; None where none was measured.
+        verdict: `identical`, `within tolerance`, `not compared` or `DIFFERS`.
+    """
+
+    column: str
+    rule: str
+    distance: float | None
+    verdict: str
 
 
 def verify(
@@ -23,12 +38,13 @@ def verify(
     device: str = "auto",
     committed: str | Path | None = None,
     cell_timeout: int | None = None,
+    jobs: int | None = None,
 ) -> pd.DataFrame:
     """Execute notebooks into a temporary folder and compare their tables with those that there are.
 
     Args:
         names: of notebooks; all that are in the manifest when empty.
-        size, device, cell_timeout: as in `dss.reproduce.reproduce`.
+        size, device, cell_timeout, jobs: as in `dss.runs.reproduce.reproduce`.
         committed: folder that holds `<size>/`; by default `figures/`.
 
     Returns:
@@ -51,19 +67,21 @@ def verify(
             raise ValueError(f"there is nothing of {name!r} in {folder}; there is of: {known}")
     names = names or list(before)
     with tempfile.TemporaryDirectory(prefix="dss-verify-") as scratch:
-        outcomes = reproduce(names, size, device=device, out=scratch, cell_timeout=cell_timeout)
+        outcomes = reproduce(
+            names, size, device=device, out=scratch, cell_timeout=cell_timeout, jobs=jobs
+        )
         after = _by_notebook(Path(scratch) / size)
         parts = []
         for outcome in outcomes:
             name = outcome.name
             if outcome.error:
-                found = _note("", f"it failed in {outcome.error}")
+                part = _wrong("", f"it failed in {outcome.error}")
             elif name not in after:
-                found = _note("", "it has no figure any more")
+                part = _wrong("", "it has no figure any more")
             else:
-                found = _compare_notebook(before[name], after[name], folder, Path(scratch) / size)
-            found.insert(0, "notebook", name)
-            parts.append(found)
+                part = _compare_notebook(before[name], after[name], folder, Path(scratch) / size)
+            part.insert(0, "notebook", name)
+            parts.append(part)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -93,43 +111,44 @@ def compare(
         A row per column: `column`, `rule` (`exact`, `within 0.05` or `timing`), `distance`, and
         `verdict`: `identical`, `within tolerance`, `not compared` or `DIFFERS`.
     """
-    tolerances = dict(tolerances or {})
     if len(before) != len(after) and not rows_vary:
-        return _note("", f"{len(before)} rows before, {len(after)} now").drop(columns="table")
-    measure = _set_distance if rows_vary else _row_distance
-    distances = {"(rows)": abs(len(after) / max(1, len(before)) - 1)} if rows_vary else {}
+        reason = f"{len(before)} rows before, {len(after)} now"
+        return pd.DataFrame([Compared("", reason, None, "DIFFERS")])
+    compared = []
+    tolerances = dict(tolerances or {})
+    otherwise = tolerances.get("rows") if rows_vary else None
+    if rows_vary:
+        distance = abs(len(after) / max(1, len(before)) - 1)
+        compared.append(_judged("(rows)", distance, distance == 0, otherwise))
     for column in dict.fromkeys([*before, *after]):
         if column not in before or column not in after:
-            distances[column] = np.inf
+            only = f"only {'before' if column in before else 'now'}"
+            compared.append(Compared(column, only, None, "DIFFERS"))
         elif any(fnmatchcase(column, pattern) for pattern in timings):
-            distances[column] = np.nan
+            compared.append(Compared(column, "timing", None, "not compared"))
         else:
-            same = before[column].equals(after[column])
-            distances[column] = 0.0 if same else measure(before[column], after[column])
-    rows = []
-    for column, distance in distances.items():
-        name = column.strip("()")
-        otherwise = tolerances.get("rows") if rows_vary else None
-        allowed = next((v for k, v in tolerances.items() if fnmatchcase(name, k)), otherwise)
-        row = {"column": column, "rule": "exact" if allowed is None else f"within {allowed:g}"}
-        if np.isnan(distance):
-            row |= {"rule": "timing", "verdict": "not compared"}
-        elif column != "(rows)" and (column not in before or column not in after):
-            row |= {"rule": f"only {'before' if column in before else 'now'}", "verdict": "DIFFERS"}
-        elif distance == 0:
-            row["verdict"] = "identical"
-        else:
-            within = allowed is not None and distance <= allowed
-            row["verdict"] = "within tolerance" if within else "DIFFERS"
-        rows.append(row | {"distance": distance})
-    return pd.DataFrame(rows)
+            patterns = (v for k, v in tolerances.items() if fnmatchcase(column, k))
+            allowed = next(patterns, otherwise)
+            is_same = before[column].equals(after[column])
+            measure = _set_distance if rows_vary else _row_distance
+            distance = 0.0 if is_same else measure(before[column], after[column])
+            compared.append(_judged(column, distance, is_same, allowed))
+    return pd.DataFrame(compared)
+
+
+def _judged(column: str, distance: float, is_same: bool, allowed: float | None) -> Compared:
+    """The verdict on a measured distance; None: nothing but the same is allowed."""
+    rule = "exact" if allowed is None else f"within {allowed:g}"
+    is_within = allowed is not None and distance <= allowed
+    verdict = "identical" if is_same else "within tolerance" if is_within else "DIFFERS"
+    return Compared(column, rule, distance, verdict)
 
 
 def _row_distance(before: pd.Series, after: pd.Series) -> float:
-    """Of two columns that differ, row by row; > 0."""
+    """Of two columns, row by row."""
     if not (_is_numeric(before) and _is_numeric(after)):
         same = before.astype(str).to_numpy() == after.astype(str).to_numpy()
-        return max(float(1 - same.mean()), LEAST)
+        return float(1 - same.mean())
     a, b = before.to_numpy(float), after.to_numpy(float)
     parts = ~((a == b) | (np.isnan(a) & np.isnan(b)))
     if np.isinf(a[parts]).any() or np.isinf(b[parts]).any():
@@ -139,21 +158,21 @@ def _row_distance(before: pd.Series, after: pd.Series) -> float:
     size = np.abs(a[np.isfinite(a)]).sum()
     if size == 0:
         return missing or np.inf
-    return max(float(difference / size), missing, LEAST)
+    return max(float(difference / size), missing)
 
 
 def _set_distance(before: pd.Series, after: pd.Series) -> float:
-    """Of two columns that differ, as sets of numbers or of names; > 0."""
+    """Of two columns, as sets of numbers or of names."""
     from scipy.stats import wasserstein_distance
 
     if not (_is_numeric(before) and _is_numeric(after)):
         counts = [v.astype(str).value_counts(normalize=True) for v in (before, after)]
-        return max(float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2), LEAST)
+        return float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2)
     missing = abs(float(before.isna().mean() - after.isna().mean()))
     a, b = (v.dropna().to_numpy(float) for v in (before, after))
     if not (len(a) and len(b) and np.isfinite([*a, *b]).all() and np.abs(a).sum() > 0):
         return missing or np.inf
-    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), missing, LEAST)
+    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), missing)
 
 
 def _is_numeric(values: pd.Series) -> bool:
@@ -165,7 +184,7 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
     parts = []
     for name in dict.fromkeys([*before["tables"], *after["tables"]]):
         if name not in after["tables"] or name not in before["tables"]:
-            parts.append(_note(name, f"only {'now' if name in after['tables'] else 'before'}"))
+            parts.append(_wrong(name, f"only {'now' if name in after['tables'] else 'before'}"))
             continue
         if not (old / name).exists():
             continue  # it is named below
@@ -177,21 +196,22 @@ def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
     for name, digest in (before["tables"] | before["figures"]).items():
         path = old / name
         if not path.exists():
-            parts.append(_note(name, "it is missing"))
+            parts.append(_wrong(name, "it is missing"))
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            parts.append(_note(name, "it is not the file that the manifest was written for"))
-    return pd.concat(parts, ignore_index=True) if parts else _note("", "it has no table").iloc[:0]
+            parts.append(_wrong(name, "it is not the file that the manifest was written for"))
+    return pd.concat(parts, ignore_index=True) if parts else _wrong("", "it has no table").iloc[:0]
 
 
-def _note(table: str, reason: str) -> pd.DataFrame:
-    row = {"table": table, "column": "", "rule": reason, "distance": np.nan, "verdict": "DIFFERS"}
-    return pd.DataFrame([row])
+def _wrong(table: str, reason: str) -> pd.DataFrame:
+    row = pd.DataFrame([Compared("", reason, None, "DIFFERS")])
+    row.insert(0, "table", table)
+    return row
 
 
 def _by_notebook(folder: Path) -> dict[str, dict]:
     """What the manifest says, by notebook: its entry, and the digests of its figures."""
-    path, found = folder / "manifest.json", {}
+    path, notebooks = folder / "manifest.json", {}
     for name, entry in (json.loads(path.read_text()) if path.exists() else {}).items():
-        notebook = found.setdefault(entry["notebook"].removesuffix(".ipynb"), entry)
+        notebook = notebooks.setdefault(entry["notebook"].removesuffix(".ipynb"), entry)
         notebook.setdefault("figures", {})[name] = entry["sha256"]
-    return found
+    return notebooks

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,27 @@ from typer.testing import CliRunner
 import dss.runs.reproduce as module
 from dss import provenance
 from dss.commands import app
+from dss.runs import execute
+
+# What `dss.Results` leaves, without dss, whose import takes longer than all the rest.
+LIGHT = """\
+import json
+from pathlib import Path
+folder = Path(out)
+(folder / "{name}_numbers.csv").write_text(f"alpha\\n{{alpha}}\\n")
+(folder / "{name}_picture.png").write_bytes(b"picture")
+entry = {{"notebook": "{name}.ipynb", "parameters": {{"alpha": alpha, "values": values}}}}
+entry |= {{"tables": {{"{name}_numbers.csv": "digest"}}, "seconds": 1.0}}
+"""
+LIGHT_FINISH = """\
+(folder / "manifest.json").write_text(json.dumps({{"{name}_picture.png": entry}}))
+print(alpha)
+"""
+
+
+def light(name, first=""):
+    """Cells of a notebook that takes a second; `first` is run before anything else."""
+    return [first, *(text.format(name=name) for text in (LIGHT, LIGHT_FINISH))]
 
 
 @pytest.fixture
@@ -25,10 +47,17 @@ def project(tmp_path, monkeypatch):
     notebooks = tmp_path / "notebooks"
     (notebooks / "params").mkdir(parents=True)
     (notebooks / "params" / "paper.yaml").write_text("01_good:\n  alpha: 0.25\n")
-    write_notebook(notebooks, "01_good", BODY.format(name="01_good"), FINISH)
+    write_notebook(notebooks, "01_good", *light("01_good"))
     monkeypatch.setattr(module, "PROJECT", tmp_path)
     monkeypatch.setattr(module, "NOTEBOOKS", notebooks)
     return tmp_path
+
+
+@pytest.fixture
+def real_project(project):
+    """The same, with a notebook that draws and writes with dss."""
+    write_notebook(project / "notebooks", "01_good", BODY.format(name="01_good"), FINISH)
+    return project
 
 
 def run(*arguments):
@@ -112,7 +141,9 @@ def test_a_failure_does_not_stop_the_other_notebooks(project):
     assert (project / "figures/quick/01_good_picture.png").exists()
 
 
-def test_saved_outputs_carry_no_trace_of_papermill(project):
+@pytest.mark.slow
+def test_saved_outputs_carry_no_trace_of_papermill(real_project):
+    project = real_project
     assert run("--save-outputs").exit_code == 0
     path = project / "notebooks" / "01_good.ipynb"
     notebook = nbformat.read(path, as_version=4)
@@ -121,7 +152,8 @@ def test_saved_outputs_carry_no_trace_of_papermill(project):
     assert notebook.cells[-1].outputs[0].text == "0.9\n"
 
 
-def test_plain_papermill_runs_from_any_folder(project, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_plain_papermill_runs_from_any_folder(real_project, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     command = [sys.executable, "-m", "papermill", "../notebooks/01_good.ipynb", "out.ipynb"]
@@ -190,13 +222,15 @@ def test_killed_in_the_middle_of_a_search_it_goes_on_there(project):
     log, once, folder = project / "log", project / "once", project / "figures" / "quick"
     counted = COUNTED.format(log=str(log), once=str(once))
     begin = f'print("first", file=open({str(log)!r}, "a"))'
-    write_notebook(project / "notebooks", "01_good", begin, BODY.format(name="01_good"), FINISH)
+    write_notebook(project / "notebooks", "01_good", *light("01_good", begin))
     write_notebook(
         project / "notebooks", "02_two", counted, BODY.format(name="02_two"), SEARCH, FINISH
     )
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-c", PATCHED, "reproduce"], cwd=project, env=marked_environment(mark)
+        [sys.executable, "-c", PATCHED, "reproduce", "--jobs", "1"],
+        cwd=project,
+        env=marked_environment(mark),
     )
     try:
         wait_for(lambda: log.exists() and "stuck" in log.read_text(), "third level")
@@ -225,7 +259,6 @@ def test_killed_in_the_middle_of_a_search_it_goes_on_there(project):
     assert tables[0].read_bytes() == tables[1].read_bytes()
 
 
-@pytest.mark.slow
 def test_what_was_finished_runs_again_when_its_code_has_changed(project):
     notebooks = project / "notebooks"
     write_notebook(notebooks, "02_bad", "1 / 0")
@@ -236,7 +269,7 @@ def test_what_was_finished_runs_again_when_its_code_has_changed(project):
 
     assert seconds_of_01() != "before"
     assert seconds_of_01() == "before"
-    write_notebook(notebooks, "01_good", BODY.format(name="01_good"), FINISH + "\n1 + 1")
+    write_notebook(notebooks, "01_good", *light("01_good"), "1 + 1")
     assert seconds_of_01() != "before"
 
 
@@ -292,3 +325,131 @@ def test_a_run_elsewhere_leaves_the_executed_notebooks_alone(project, tmp_path):
     assert run("-p", "alpha=0.1", "--out", str(tmp_path / "mine")).exit_code == 0
     assert executed.read_bytes() == content
     assert (tmp_path / "mine" / "quick" / "executed" / "01_good.ipynb").exists()
+
+
+# --- side by side
+
+MEETS = """\
+import time
+from pathlib import Path
+here = Path({folder!r})
+(here / "{name}").touch()
+end = time.monotonic() + {patience}
+while len(list(here.iterdir())) < {n}:
+    assert time.monotonic() < end, "nobody came"
+    time.sleep(0.05)
+"""
+
+
+def write_meeting(project, n, patience=60):
+    """Notebooks that all wait until `n` of them have begun."""
+    folder = project / "meeting"
+    folder.mkdir()
+    for name in ("01_good", "02_two", "03_three")[:n]:
+        cell = MEETS.format(folder=str(folder), name=name, n=n, patience=patience)
+        write_notebook(project / "notebooks", name, *light(name, cell))
+
+
+def test_notebooks_run_side_by_side(project):
+    write_meeting(project, 3)
+    result = run("--jobs", "3")
+    assert result.exit_code == 0, result.output
+    names = [line.split()[0] for line in result.output.splitlines() if line.endswith(" 1")]
+    assert names == ["01_good", "02_two", "03_three"], "told in reading order"
+    assert not (project / "figures" / "quick" / ".unfinished.json").exists()
+
+
+def test_with_one_job_they_run_one_after_the_other(project):
+    write_meeting(project, 2, patience=1)
+    result = run("--jobs", "1")
+    assert result.exit_code == 1 and "AssertionError: nobody came" in result.output
+    assert "1 of 2 notebooks failed" in result.output
+
+
+def test_the_longest_begins_first(project):
+    log = project / "log"
+    folder = project / "figures" / "quick"
+    folder.mkdir(parents=True)
+    names = {"01_good": 5.0, "02_two": 50.0, "03_three": 20.0}
+    manifest = {f"{n}.png": {"notebook": f"{n}.ipynb", "seconds": v, "tables": {}}
+                for n, v in names.items()}  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for name in [*names, "04_new"]:
+        begin = f'print("{name}", file=open({str(log)!r}, "a"))'
+        write_notebook(project / "notebooks", name, *light(name, begin))
+    assert run("--jobs", "1").exit_code == 0
+    assert log.read_text().split() == ["04_new", "02_two", "03_three", "01_good"]
+
+
+@pytest.mark.slow
+def test_what_they_give_does_not_depend_on_how_many_run(project):
+    study = SEARCH.replace("log(", "print(").replace("calls", "ends")
+    for name in ("01_good", "02_two"):
+        body = "import torch\n" + BODY.format(name=name)
+        write_notebook(project / "notebooks", name, body, study, FINISH)
+    for jobs in ("1", "2"):
+        result = run("--jobs", jobs, "--out", str(project / jobs))
+        assert result.exit_code == 0, result.output
+    tables = [sorted((project / jobs / "quick").glob("*.csv")) for jobs in ("1", "2")]
+    assert len(tables[0]) == 4
+    for one, two in zip(*tables, strict=True):
+        assert (one.name, one.read_bytes()) == (two.name, two.read_bytes())
+
+
+def test_less_than_one_job_is_refused(project):
+    result = run("--jobs", "0")
+    assert result.exit_code == 1
+    assert "jobs is 0; at least 1 is needed" in result.output
+    assert not (project / "figures").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_control_c_ends_all_kernels_and_the_same_command_goes_on(project):
+    log, once, folder = project / "log", project / "once", project / "figures" / "quick"
+    hangs = f"""\
+import time
+from pathlib import Path
+print("begun", file=open({str(log)!r}, "a"))
+if not Path({str(once)!r}).exists():
+    Path(out, ".checkpoints", "search").touch()
+    time.sleep(600)
+"""
+    for name in ("02_two", "03_three"):
+        write_notebook(project / "notebooks", name, *light(name, hangs))
+    mark = uuid.uuid4().hex
+    process = subprocess.Popen(
+        [sys.executable, "-c", PATCHED, "reproduce", "--jobs", "2"],
+        cwd=project, env=marked_environment(mark), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: log.exists() and log.read_text().count("begun") == 2, "both notebooks")
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "stopped; finished notebooks are in place, and the same command goes on" in said
+    assert "Traceback" not in said
+    wait_for(lambda: not marked(mark), "end of the kernels", seconds=20)
+    left = [path for path in folder.glob(".0*/.checkpoints/search")]
+    assert len(left) == 2, "checkpoints stay"
+    assert not list(folder.glob("0[23]*.csv"))
+    once.touch()
+    result = run("--jobs", "2")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in folder.glob(".*")} <= {".lock"}
+
+
+def test_a_notebook_asks_for_its_data_in_its_metadata(project, monkeypatch):
+    asked = []
+    monkeypatch.setitem(execute.DATA, "mnist", lambda: asked.append("mnist"))
+    path = project / "notebooks" / "01_good.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["dss"] = {"data": ["mnist"]}
+    nbformat.write(notebook, path)
+    write_notebook(project / "notebooks", "02_two", *light("02_two"))
+    assert run("02_two").exit_code == 0 and asked == []
+    assert run().exit_code == 0 and asked == ["mnist"]
+    notebook.metadata["dss"] = {"data": ["imagenet"]}
+    nbformat.write(notebook, path)
+    result = run()
+    assert result.exit_code == 1
+    assert "unknown data in a notebook's metadata 'imagenet'; known: 'mnist'" in result.output

@@ -247,6 +247,18 @@ def test_a_notebook_that_fails_differs(project, made, monkeypatch):
     assert result.exit_code == 1 and "it failed in cell [2]: ZeroDivisionError" in result.output
 
 
+def test_the_number_of_jobs_is_handed_on(made, monkeypatch):
+    asked, run = [], module.reproduce
+
+    def noting(names, size, jobs, **more):
+        asked.append(jobs)
+        return run(names, size, jobs=jobs, **more)
+
+    monkeypatch.setattr(module, "reproduce", noting)
+    assert call("verify", "--jobs", 3).exit_code == call("verify").exit_code == 0
+    assert asked == [3, None]
+
+
 def test_the_same_files_again_are_verified(made):
     result = call("verify")
     assert result.exit_code == 0 and result.output.endswith("1 columns identical\n")

@@ -2,9 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+# One process for each core; what shares a fixture runs in one of them (tests/conftest.py).
+SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 export DSS_MNIST_DIR
 
-.PHONY: env figures test torture lab site classroom bench clean
+.PHONY: env figures test check lint torture lab site classroom bench clean
 
 env: $(STAMP)
 
@@ -23,13 +25,19 @@ figures: env
 	$(BIN)/dss data
 	$(BIN)/dss reproduce --size quick
 
-# Notebooks that run under nbval write to build/, not over the committed figures.
-test: env
+# Everything.  Notebooks that run under nbval write to build/, not over the committed figures.
+test: env lint
+	$(BIN)/dss data
+	DSS_OUT=$(CURDIR)/build/nbval $(SIDE_BY_SIDE) --nbval-lax --nbval-current-env \
+		--nbval-cell-timeout=300 tests notebooks
+
+# Between two edits: style, import rules and the tests of the library that take no time.
+check: env lint
+	$(SIDE_BY_SIDE) -m "not slow" tests
+
+lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/dss data
-	DSS_OUT=$(CURDIR)/build/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env \
-		--nbval-cell-timeout=300 tests notebooks
 
 # Kills processes at random moments for a quarter of an hour, and looks at what comes out.
 torture: env

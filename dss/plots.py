@@ -1,6 +1,7 @@
 """One function per kind of figure: arrays and tables in, a matplotlib Figure out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
@@ -166,6 +167,58 @@ def paths(table: "pd.DataFrame", L0: float, unit: str = "loss", log_y: bool = Tr
     marks = table[table.is_network & (table.path != table.path.iloc[0])]
     axes = "position", "loss", "path", "arc length (fraction)", unit
     return curves(table, *axes, L0, log_y, marks)
+
+
+def distributions(
+    table: "pd.DataFrame",
+    x: str,
+    panels: Mapping[str, str],
+    by: str,
+    x_label: str,
+    names: Mapping | None = None,
+) -> Figure:
+    """Every row of a table as a point over the quartiles of its group, a panel per column.
+
+    Args:
+        table: a row per pair (`String.summary`).
+        x: column of the horizontal axis; its values stand side by side, in order.
+        panels: column to draw and its label.
+        by: column that tells the groups at one x apart.
+        x_label: with its unit.
+        names: legend entry per value of `by`.
+    """
+    import seaborn as sns
+
+    groups = list(table[by].drop_duplicates())
+    labels = [(names or {}).get(group, str(group)) for group in groups]
+    table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})
+    n = len(panels)
+    figure, axes = plt.subplots(1, n, figsize=(3.5 * n, 2.7), squeeze=False)
+    colours = dict(zip(labels, PALETTE, strict=False))
+    shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
+    for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
+        rows = {"data": table, "y": column, "ax": axis}
+        sns.boxplot(**shared, **rows, fill=False, showfliers=False, width=0.7, linewidth=1)
+        with _same_jitter():
+            sns.stripplot(**shared, **rows, size=3, alpha=0.5, legend=False, jitter=0.15)
+        axis.set(xlabel=x_label, ylabel=label)
+        if (table[column] % 1 == 0).all():
+            axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.get_legend().remove()
+    handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(groups)))
+    return figure
+
+
+@contextmanager
+def _same_jitter() -> Iterator[None]:
+    """seaborn jitters with NumPy's global generator, which must not change with the drawing."""
+    state = np.random.get_state()
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def envelopes(

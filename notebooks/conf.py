@@ -12,6 +12,7 @@ from pathlib import Path
 import mathjax
 from docutils import nodes
 from PIL import Image
+from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
@@ -97,6 +98,19 @@ class EquationLinks(SphinxPostTransform):
                     pieces.append(link if piece.endswith(")") else nodes.Text(piece))
                 pieces.append(nodes.Text(rest))
             text.parent.replace(text, pieces)
+
+
+class ShortAnchors(SphinxPostTransform):
+    """`dss.theta.flatten` answers to `dss.flatten` too, which pages of source link to."""
+
+    default_priority = 900
+
+    def run(self, **kwargs) -> None:
+        for signature in self.document.findall(addnodes.desc_signature):
+            for name in list(signature["ids"]):
+                short = ".".join(["dss", *name.split(".")[2:]])
+                if name.count(".") > 1 and short not in self.document.ids:
+                    signature["ids"].append(short)
 
 
 class CellOutputs(SphinxPostTransform):
@@ -196,6 +210,7 @@ def serve_mathjax(app, exception) -> None:
 def setup(app) -> dict:
     app.add_transform(NumberedEquations)
     app.add_post_transform(EquationLinks)
+    app.add_post_transform(ShortAnchors)
     app.add_post_transform(CellOutputs)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", as_fields)

@@ -11,7 +11,7 @@ from browser import ROOT, hear
 
 import dss
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 SCRIPT = ROOT / "notebooks" / "_static" / "landscape.js"
 TASKS = {

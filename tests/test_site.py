@@ -10,7 +10,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from browser import ROOT
+from browser import ROOT, hear
 from bs4 import BeautifulSoup
 
 import dss
@@ -21,7 +21,7 @@ PAGES = sorted(
     for path in (ROOT / "notebooks").glob(pattern)
 )
 PAGES += ["genindex.html", "search.html"]
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -123,37 +123,51 @@ def typeset(page):
     page.evaluate("() => window.MathJax && MathJax.startup && MathJax.startup.promise")
 
 
-@pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_page(page, url, name, theme):
-    page.emulate_media(color_scheme=theme)
-    page.goto(f"{url}/{name}")
+@pytest.fixture(scope="module", params=PAGES)
+def opened(browser, url, request):
+    """Every page, opened once for the tests that follow."""
+    context = browser.new_context(color_scheme="light")
+    complaints, page = hear(context), context.new_page()
+    page.goto(f"{url}/{request.param}")
     typeset(page)
+    yield page
+    context.close()
+    assert not complaints, "\n".join(complaints)
+
+
+def test_formulas_and_pictures_of_every_page(opened):
     left = "m => m.querySelector('mjx-container') ? [] : [m.textContent]"
-    assert page.evaluate(f"[...document.querySelectorAll('.math')].flatMap({left})") == []
-    assert page.evaluate("document.querySelectorAll('mjx-merror').length") == 0
-    images = page.evaluate("""[...document.querySelectorAll('article img')].map(i =>
+    assert opened.evaluate(f"[...document.querySelectorAll('.math')].flatMap({left})") == []
+    assert opened.evaluate("document.querySelectorAll('mjx-merror').length") == 0
+    images = opened.evaluate("""[...document.querySelectorAll('article img')].map(i =>
         [i.src, i.getAttribute('width'), i.getAttribute('height'), i.alt, i.naturalWidth])""")
     for source, width, height, alt, natural in images:
         assert width and height and natural, source
         assert len(alt) > 20 and ".png" not in alt, source
-    assert page.evaluate("document.documentElement.dataset.theme") == theme
-    assert page.evaluate("document.title")
-    # Colours alone differ between the two; preloading would look for imports in the wrong folder.
-    rules = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}[theme]
-    found = Axe().run(page, options={"preload": False} | rules)
+    assert opened.evaluate("document.title")
+
+
+# Colours alone differ between the two; preloading would look for imports in the wrong folder.
+RULES = {"light": {}, "dark": {"runOnly": ["color-contrast"]}}
+
+
+@pytest.mark.parametrize("theme", RULES)
+def test_everybody_can_read_every_page(opened, theme):
+    opened.add_style_tag(content="* { transition: none !important }")  # contrast of what stays
+    opened.emulate_media(color_scheme=theme)
+    opened.wait_for_function(f"document.documentElement.dataset.theme == '{theme}'")
+    options = {"preload": False, "resultTypes": ["violations"], "elementRef": False}
+    found = Axe().run(opened, options=options | RULES[theme])
     assert found.violations_count == 0, found.generate_report()
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_narrow_screens(page, url, name):
-    page.set_viewport_size({"width": 360, "height": 740})
-    page.goto(f"{url}/{name}")
-    typeset(page)
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+def test_narrow_screens(opened):
+    opened.set_viewport_size({"width": 360, "height": 740})
+    typeset(opened)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 360
     # What hangs over the left edge of a box cannot be scrolled to.
     left = "e.firstElementChild.getBoundingClientRect().left - e.getBoundingClientRect().left"
-    hang = page.evaluate(f"[...document.querySelectorAll('div.math')].map(e => {left})")
+    hang = opened.evaluate(f"[...document.querySelectorAll('div.math')].map(e => {left})")
     assert min(hang, default=0) >= 0
 
 
@@ -165,7 +179,7 @@ def test_a_reader_finds_equation_4_its_function_and_its_figure(page, site):
     row.get_by_role("link", name="Eq. (4)").click()
     assert page.url.endswith("01_definitions.html#eq-4")
     typeset(page)
-    assert page.locator("#eq-4").is_visible()
+    page.locator("#eq-4").wait_for(state="visible")
     page.go_back()
     row.get_by_role("link", name="losses_along").click()
     assert page.url.endswith("api.html#dss.losses_along")

@@ -12,6 +12,7 @@ from torch.nn.utils import vector_to_parameters
 import dss
 from dss import sampling
 from dss.networks import losses
+from dss.problems import PROBLEMS
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
@@ -53,24 +54,19 @@ def point():
 @pytest.fixture(scope="session")
 def unit():
     """One linear unit y = a w x with target x: Gamma between its two valleys is exactly 1."""
-    return dss.landscape(lambda theta: (theta[..., 0] * theta[..., 1] - 1) ** 2, 2, "linear unit")
+    return PROBLEMS["unit"].task("linear unit")
 
 
 @pytest.fixture(scope="session")
 def ring():
     """Minima on the unit circle; 1 at the origin."""
-    return dss.landscape(lambda theta: ((theta**2).sum(-1) - 1) ** 2, 2, "ring")
+    return PROBLEMS["ring"].task("ring")
 
 
 @pytest.fixture(scope="session")
 def plateau():
     """Two valleys, at (1, 0) and (-1, 0), on a plateau where the gradient is exactly 0."""
-
-    def function(theta):
-        x, y = theta[..., 0], theta[..., 1]
-        return (4 * ((x**2 - 1) ** 2 + y**2)).clamp(max=1)
-
-    return dss.landscape(function, 2, "plateau")
+    return PROBLEMS["plateau"].task("plateau")
 
 
 @pytest.fixture(scope="session")

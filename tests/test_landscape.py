@@ -10,18 +10,13 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import ROOT, hear
 
 import dss
+from dss.problems import PROBLEMS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 SCRIPT = ROOT / "notebooks" / "_static" / "landscape.js"
-TASKS = {
-    "valley": dss.landscape(
-        lambda v: (v[..., 1] - 1.5 * torch.cos(v[..., 0])) ** 2 + 0.01 * v[..., 0] ** 2, 2, "valley"
-    ),
-    "unit": dss.landscape(lambda v: (v[..., 0] * v[..., 1] - 1) ** 2, 2, "unit"),
-}
-VALLEY = ([-1.8, -0.25], [1.7, -0.1])
-UNIT = ([0.6, 1.6], [-1.9, -0.55])
+TASKS = {name: PROBLEMS[name].task(name) for name in ("valley", "unit")}
+VALLEY, UNIT = (PROBLEMS[name].ends().tolist() for name in ("valley", "unit"))
 # Landscape, endpoints, L0, alpha, max_depth, and how the search ends.
 CASES = [
     ("valley", *VALLEY, 0.1, 0.5, 8, "connected"),  # 01_definitions

@@ -31,7 +31,7 @@ FLOORS = [
     {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps"},
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
     {"sampling", "proofs.certify"},
-    {"studies"},
+    {"studies", "problems"},
     {"commands"},
     {"__main__", ""},
 ]

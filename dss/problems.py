@@ -1,0 +1,80 @@
+"""Landscapes whose answer is known exactly: for tests, 01_definitions and the page by hand."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dss.task import Landscape
+from dss.tasks import landscape
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A loss of a few parameters, two networks, and the pass between them.
+
+    Attributes:
+        loss: maps `(..., dim)` to `(...)`, differentiable.
+        theta_1, theta_2: values of the two networks.
+        Gamma: the least maximum of the loss over all paths between them, Eq. (3); None: the larger
+            of their own losses, since they lie in one valley.
+        reason: why.
+    """
+
+    loss: Callable[[Tensor], Tensor]
+    theta_1: tuple[float, ...]
+    theta_2: tuple[float, ...]
+    Gamma: float | None
+    reason: str
+
+    def task(self, name: str) -> Landscape:
+        """The landscape as a task."""
+        return landscape(self.loss, len(self.theta_1), name)
+
+    def ends(self) -> Tensor:
+        """The two networks, `(2, dim)` float64."""
+        return torch.tensor([self.theta_1, self.theta_2], dtype=torch.float64)
+
+
+def _valley(theta: Tensor) -> Tensor:
+    x, y = theta[..., 0], theta[..., 1]
+    return (y - 1.5 * torch.cos(x)) ** 2 + 0.01 * x**2
+
+
+def _unit(theta: Tensor) -> Tensor:
+    return (theta[..., 0] * theta[..., 1] - 1) ** 2
+
+
+def _two_units(theta: Tensor) -> Tensor:
+    return (theta[..., 0] * theta[..., 1] + theta[..., 2] * theta[..., 3] - 1) ** 2
+
+
+def _ring(theta: Tensor) -> Tensor:
+    return ((theta**2).sum(-1) - 1) ** 2
+
+
+def _plateau(theta: Tensor) -> Tensor:
+    x, y = theta[..., 0], theta[..., 1]
+    return (4 * ((x**2 - 1) ** 2 + y**2)).clamp(max=1)
+
+
+PROBLEMS = {
+    "valley": Problem(
+        _valley, (-1.8, -0.25), (1.7, -0.1), None, "a bent valley, that of Fig. 1"
+    ),
+    "unit": Problem(
+        _unit, (0.6, 1.6), (-1.9, -0.55), 1.0,
+        "one linear unit y = a w x with target x: a path between the two signs of (w, a) meets "
+        "w a = 0, where the loss is 1",
+    ),
+    "two units": Problem(
+        _two_units, (0.6, 1.6, 0.2, 0.0), (-1.9, -0.55, 0.0, -0.2), None,
+        "one unit can shrink to nothing while the other takes over",
+    ),
+    "ring": Problem(_ring, (1.0, 0.0), (-1.0, 0.0), None, "the minima form a circle"),
+    "plateau": Problem(
+        _plateau, (1.0, 0.0), (-1.0, 0.0), 1.0,
+        "two valleys on a plateau of height 1, where the gradient is exactly 0",
+    ),
+}  # fmt: skip

@@ -1,0 +1,74 @@
+"""The table of landscapes: their answers are right, and the search never beats them."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import dss
+from dss.geometry.passes import Gamma_on_grid
+from dss.problems import PROBLEMS
+
+FLAT = [name for name, problem in PROBLEMS.items() if len(problem.theta_1) == 2]
+
+
+def exact(name, task):
+    """Gamma, also where it is the larger loss of the two networks."""
+    problem = PROBLEMS[name]
+    return float(task.losses(problem.ends()).max()) if problem.Gamma is None else problem.Gamma
+
+
+def flooded(task, ends, n):
+    """Gamma on a grid of n x n points from -2.4 to 2.4, which holds neither end exactly."""
+    axis = torch.linspace(-2.4, 2.4, n, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    loss = task.losses(points).view(n, n).numpy()
+    cells = [tuple(int((axis - v).abs().argmin()) for v in end) for end in ends]
+    return Gamma_on_grid(loss, *cells)
+
+
+@pytest.mark.parametrize("name", FLAT)
+def test_flooding_a_grid_tends_to_Gamma(name):
+    task, ends = PROBLEMS[name].task(name), PROBLEMS[name].ends()
+    off = [abs(flooded(task, ends, n) - exact(name, task)) for n in (49, 193, 769)]
+    assert off[-1] < 0.01
+    assert off[-1] <= off[0] + 1e-12
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("L0", [0.06, 0.3, 0.9, 1.5])
+def test_a_string_is_never_below_Gamma_and_is_found_above_it(name, L0):
+    task, ends = PROBLEMS[name].task(name), PROBLEMS[name].ends()
+    options = {"optimizer": "sgd", "lr": 0.01, "max_steps": 4_000, "alpha": 0.5}
+    string = dss.find_string(task, *ends, L0, **options)
+    Gamma = exact(name, task)
+    assert string.connected == (Gamma <= L0), string.status
+    assert dss.Gamma_tilde(task, string.thetas) >= Gamma - 1e-4  # up to the grid of t
+    assert math.isclose(dss.Gamma_tilde(task, string.thetas), string.Gamma_tilde, rel_tol=1e-9)
+
+
+def test_a_pass_by_hand():
+    loss = np.array([[0.0, 9.0, 0.0], [0.0, 5.0, 0.0], [3.0, 7.0, 0.0]])
+    assert Gamma_on_grid(loss, (0, 0), (0, 2)) == 5
+    assert Gamma_on_grid(loss, (0, 0), (2, 0)) == 3
+    assert Gamma_on_grid(loss, (1, 0), (0, 0)) == 0
+    assert Gamma_on_grid(loss, (0, 1), (0, 1)) == 9
+    corner = np.array([[0.0, 9.0], [9.0, 0.0]])
+    assert Gamma_on_grid(corner, (0, 0), (1, 1)) == 0, "corners touch"
+    assert Gamma_on_grid(np.array([0.0, 2.0, 1.0]), (0,), (2,)) == 2
+    assert Gamma_on_grid(np.full((2, 2, 2), 4.0), (0, 0, 0), (1, 1, 1)) == 4
+
+
+@pytest.mark.parametrize(
+    "loss, cell, message",
+    [
+        (np.array([[0.0, np.nan]]), (0, 0), "1 values that are NaN"),
+        (np.zeros((2, 3)), (2, 0), r"cell \(2, 0\) is not on a grid of shape \(2, 3\)"),
+        (np.zeros((2, 3)), (0,), r"cell \(0,\) is not on a grid"),
+        (np.zeros((2, 3)), (0, -1), r"cell \(0, -1\) is not on a grid"),
+    ],
+)
+def test_a_cell_outside_or_a_loss_that_is_none_is_refused(loss, cell, message):
+    with pytest.raises(ValueError, match=message):
+        Gamma_on_grid(loss, (0, 0), cell)

@@ -247,11 +247,16 @@ def envelopes(
         n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False
     )
     for axis, name in zip(axes.flat, names, strict=False):
-        own, curve = pieces[pieces.panel == name], curves[curves.panel == name]
+        bounds, curve = pieces[pieces.panel == name], curves[curves.panel == name]
         axis.set_axisbelow(True)
-        edges = np.append(own.begin, own.end.iloc[-1])
+        edges = np.append(bounds.begin, bounds.end.iloc[-1])
         axis.stairs(
-            own.bound, edges, baseline=None, color=PALETTE[1], linewidth=1.6, label="proved bound"
+            bounds.bound,
+            edges,
+            baseline=None,
+            color=PALETTE[1],
+            linewidth=1.6,
+            label="proved bound",
         )
         axis.plot(curve.t, curve.loss, color=PALETTE[0], label=r"$\gamma(t)$")
         axis.axhline(L0, color="0.3", linestyle="--", linewidth=1, label="$L_0$")

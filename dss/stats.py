@@ -51,8 +51,8 @@ def summarise(
             if len(values) >= 5 and np.ptp(values) == 0:
                 low = high = values[0]
             elif len(values) >= 5:
-                found = stats.bootstrap((values,), statistic, method="percentile", rng=0)
-                low, high = found.confidence_interval
+                resampled = stats.bootstrap((values,), statistic, method="percentile", rng=0)
+                low, high = resampled.confidence_interval
             mean = statistic(values) if len(values) else np.nan
             row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
@@ -75,8 +75,8 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
         for name, column in (("beads", "n_beads"), ("length", "normalized_length"))
         for statistic in ("mean", "sem")
     }
-    found = table[table.connected].groupby("L0").agg(**means)
-    return table.groupby("L0").agg(**pairs).join(found).reset_index()
+    of_connected = table[table.connected].groupby("L0").agg(**means)
+    return table.groupby("L0").agg(**pairs).join(of_connected).reset_index()
 
 
 def exponent(

@@ -95,13 +95,13 @@ def permute_units(
     weights = [name for name in parts if name.endswith("weight")]
     if not 0 <= layer < len(weights) - 1:
         raise ValueError(f"layer is {layer}; the network has hidden layers 0 to {len(weights) - 2}")
-    own, behind = weights[layer : layer + 2]
-    h, order = parts[own].shape[-2], list(order)
+    weight, behind = weights[layer : layer + 2]
+    h, order = parts[weight].shape[-2], list(order)
     if sorted(order) != list(range(h)) or parts[behind].shape[-1] != h:
         raise ValueError(f"order is {order}; a permutation of the {h} units is needed")
     scale = torch.as_tensor(scale).to(theta).expand(*theta.shape[:-1], h)
-    parts[own] = parts[own][..., order, :] * scale[..., None]
-    bias = own.removesuffix("weight") + "bias"
+    parts[weight] = parts[weight][..., order, :] * scale[..., None]
+    bias = weight.removesuffix("weight") + "bias"
     if bias in parts:
         parts[bias] = parts[bias][..., order] * scale
     parts[behind] = parts[behind][..., order] / scale[..., None, :]

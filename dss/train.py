@@ -213,17 +213,17 @@ def _train_groups(task, thetas, target, generator, training: Training) -> Traine
     )
     for rows in torch.arange(n).split(task.budget.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
         # Every group sees the same batches; the caller's generator ends where the longest one does.
-        own = torch.Generator()
-        own.set_state(begin)
+        order = torch.Generator()
+        order.set_state(begin)
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        batches = _batches(task, training.batch_size, own)
+        batches = _batches(task, training.batch_size, order)
         group = _descend(task, thetas[part], target[part], batches, training)
         for name in ("thetas", "reached", "steps", "losses"):
             getattr(result, name)[part] = getattr(group, name)
         result.status.extend(group.status)
         if int(group.steps.max()) > longest:
             longest = int(group.steps.max())
-            generator.set_state(own.get_state())
+            generator.set_state(order.get_state())
     return result
 
 

@@ -32,8 +32,8 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
                 shell = child.__class__.__new__(child.__class__)  # copy.copy refuses some layers
                 shell.__dict__ = child.__dict__.copy()
                 child = shell
-                for own in ("_parameters", "_buffers", "_modules"):
-                    child.__dict__[own] = child.__dict__[own].copy()
+                for members in ("_parameters", "_buffers", "_modules"):
+                    child.__dict__[members] = child.__dict__[members].copy()
                 parent._modules[name] = child
             if child is not None:
                 seen.add(child)

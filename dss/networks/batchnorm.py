@@ -45,9 +45,11 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
         raise TypeError(f"x is {kind}; a floating-point tensor of samples is needed")
     if len(x) < 2:
         raise ValueError(f"x holds {len(x)} samples; statistics need at least two")
-    own = [type(m).__name__ for m in norms if type(m).forward not in FORWARDS]
-    if own:
-        raise ValueError(f"{own[0]} has a forward of its own; only PyTorch's BatchNorm is known")
+    unknown = [type(m).__name__ for m in norms if type(m).forward not in FORWARDS]
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]} has a forward of its own; only PyTorch's BatchNorm is known"
+        )
     rows = {"reference": len(x), "all": len(x)}
     replaced = {layer: _NormOfReference(layer, rows) for layer in norms}
     for parent in list(module.modules()):

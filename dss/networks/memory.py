@@ -44,8 +44,8 @@ class Budget:
 
     def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
         """How many networks fit when each takes `copies` flat vectors; one at the least."""
-        held = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
-        return max(1, int(held / (copies * self.n_params * dtype.itemsize)))
+        available = free_memory(self.device) / 4 if self.memory is None else self.memory * 2**20
+        return max(1, int(available / (copies * self.n_params * dtype.itemsize)))
 
     def chunk_elements(self, dtype: torch.dtype) -> float:
         """Numbers that networks side by side may hold, activations and parameters."""

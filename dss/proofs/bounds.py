@@ -409,14 +409,14 @@ def metric_of(function: Callable) -> str:
 def check_evaluation_set(metric: str, module: nn.Module, x: Tensor, y: Tensor) -> None:
     """Raise ValueError for a sample that the metric takes otherwise than the bounds do, or NaN."""
     shape = tuple(module(x[:1]).shape[1:])
-    of = f"(B, {', '.join(map(str, shape))})"
+    outputs = f"(B, {', '.join(map(str, shape))})"
     if metric in ("cross_entropy", "error"):
         right = y.dim() == 1 and not (y.is_floating_point() or y.dtype == torch.bool)
         right = right and len(shape) == 1 and 0 <= int(y.min()) and int(y.max()) < shape[0]
-        needed = f"integer labels (B,) from 0 to C - 1 for outputs (B, C), which are {of}"
+        needed = f"integer labels (B,) from 0 to C - 1 for outputs (B, C), which are {outputs}"
     else:
         right = tuple(y.shape[1:]) == shape and y.is_floating_point()
-        needed = f"floating-point targets of the outputs' shape, {of}"
+        needed = f"floating-point targets of the outputs' shape, {outputs}"
     if not right:
         raise ValueError(f"y is {y.dtype} of shape {tuple(y.shape)}; {metric} needs {needed}")
     for name, v in (("x", x), ("y", y)):

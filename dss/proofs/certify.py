@@ -222,8 +222,10 @@ def certify_strings(
     copies = 2 * n_first * len(x) // task.n_params + 6
     size, certificates = task.budget.rows_that_fit(copies, torch.float64), []
     for group in _groups(list(strings), size):
-        own = limits[len(certificates) : len(certificates) + len(group)]
-        certificates += _certify(task, group, own, layers, metric, form, int(budget), tolerance)
+        of_group = limits[len(certificates) : len(certificates) + len(group)]
+        certificates += _certify(
+            task, group, of_group, layers, metric, form, int(budget), tolerance
+        )
     return certificates
 
 
@@ -273,8 +275,8 @@ def _certify(task, strings, limits, layers, metric, form, budget, tolerance) -> 
     segment, begin, end, bound = proof.pieces()
     certificates = []
     for i, string_thetas in enumerate(thetas):
-        own = slice(*np.searchsorted(string_of, (i, i + 1)))
-        rows = slice(*np.searchsorted(segment, (own.start, own.stop)))
+        segments = slice(*np.searchsorted(string_of, (i, i + 1)))
+        rows = slice(*np.searchsorted(segment, (segments.start, segments.stop)))
         certificates.append(
             Certificate(
                 thetas=string_thetas,
@@ -283,15 +285,15 @@ def _certify(task, strings, limits, layers, metric, form, budget, tolerance) -> 
                 layers=layers,
                 x=x,
                 y=y,
-                status=status[own].tolist(),
-                t_lower=_tensor(proof.t_lower[own]),
-                lower=_tensor(proof.lower[own]),
-                upper=_tensor(proof.upper[own]),
-                segment=_tensor(segment[rows] - own.start),
+                status=status[segments].tolist(),
+                t_lower=_tensor(proof.t_lower[segments]),
+                lower=_tensor(proof.lower[segments]),
+                upper=_tensor(proof.upper[segments]),
+                segment=_tensor(segment[rows] - segments.start),
                 begin=_tensor(begin[rows]),
                 end=_tensor(end[rows]),
                 bound=_tensor(bound[rows]),
-                n_bounded=int(proof.used[own].sum()),
+                n_bounded=int(proof.used[segments].sum()),
                 trace=proof.trace[i],
             )
         )
@@ -319,8 +321,8 @@ def _measure(task: Task, layers, metric, form, theta_1, theta_2) -> Callable:
         pieces = [torch.from_numpy(v).to(task.device) for v in (segment, center, radius)]
 
         def work(rows: slice) -> Tensor:
-            own = [v[rows] for v in pieces]
-            means = [share * losses(metric, net.outputs(*own), y_) for net, y_, share in parts]
+            group = [v[rows] for v in pieces]
+            means = [share * losses(metric, net.outputs(*group), y_) for net, y_, share in parts]
             return bounds(sum(means), len(y) * n_outputs)
 
         if len(segment) == 0:

@@ -6,7 +6,7 @@ segments of all pairs.
 """
 
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from torch import Tensor
 from dss.checkpoint import fingerprint, load_state, save_state
 from dss.checks import check_pairs, check_search, check_theta, per_pair
 from dss.curve import Maxima, segment_maxima
-from dss.descent import Training, rounding, takes_training, training_of
+from dss.descent import rounding, takes_training, training_of
+from dss.search import Search, State, begin, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task
@@ -93,7 +94,7 @@ def find_strings(
     generator = generator or torch.Generator().manual_seed(0)
     seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
     threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
-    search = _Search(
+    search = Search(
         task=task,
         limit=float(slack) * threshold,
         target=(alpha * L0).to(task.device),
@@ -103,7 +104,7 @@ def find_strings(
         insert_first=insert_first,
         training=training,
     )
-    state = _begin(task, theta_1, theta_2, L0, threshold)
+    state = begin(task, theta_1, theta_2, L0, threshold)
     made_by = None
     if checkpoint is not None:
         call = asdict(training) | {"n_t": int(n_t), "t_star": t_star, "insert_first": insert_first}
@@ -111,101 +112,17 @@ def find_strings(
         call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
         made_by = fingerprint(task, call | {"losses of the ends": state.losses})
         saved = load_state(checkpoint, made_by, task.device)
-        state = _State(**saved) if saved else state
+        state = State(**saved) if saved else state
         save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
     while state.depth <= search.max_depth:
         level = torch.Generator().manual_seed(seeds[state.depth])
         state = _search_level(search, state, level)
         if made_by:
             save_state(checkpoint, made_by, vars(state))
-    return _strings(state, L0, alpha, float(slack), search)
+    return strings_of(state, L0, alpha, float(slack), search)
 
 
-@dataclass(frozen=True, eq=False)
-class _Search:
-    """What stays the same from level to level.
-
-    Attributes:
-        limit: `(M,)`, what segments are tested against: slack * L0, with its rounding.
-        target: `(M,)`, what beads are trained to: alpha * L0.
-        others: as in `find_strings`.
-    """
-
-    task: Task
-    limit: Tensor
-    target: Tensor
-    max_depth: int
-    n_t: int
-    t_star: str
-    insert_first: bool
-    training: Training
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """A search of M pairs before a level.
-
-    Attributes:
-        depth: of the level; beyond the deepest when the search has ended.
-        thetas: `(N, P)`, networks of all strings in the order in which they came.
-        pair, position, losses: `(N,)`, of each network its pair, its place among that pair's, and
-            its metric.
-        left, right: `(S,)`, the segments still to be tested, as indices into `thetas`.
-        active: `(M,)` bool, pairs that go on.
-        settled: `(M,)`, the largest grid maximum of the segments that are not split any further.
-        beads_trained, steps_spent: `(M,)` int64, at the level before.
-        n_stalled: `(M,)` int64, beads that could not be trained.
-        trace, status, detail: M of each, as in `String`.
-    """
-
-    depth: int
-    thetas: Tensor
-    pair: Tensor
-    position: Tensor
-    losses: Tensor
-    left: Tensor
-    right: Tensor
-    active: Tensor
-    settled: Tensor
-    beads_trained: Tensor
-    steps_spent: Tensor
-    n_stalled: Tensor
-    trace: list[list[dict]]
-    status: list[Status]
-    detail: list[str]
-
-
-def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: Tensor) -> _State:
-    """Straight lines between the pairs whose endpoints are low enough."""
-    n_pairs, device = len(theta_1), task.device
-    thetas = torch.cat([theta_1, theta_2])  # (2 M, P)
-    losses = task.losses(thetas).double()
-    searched = (losses <= threshold.repeat(2)).reshape(2, n_pairs).all(dim=0)  # (M,)
-    left = searched.nonzero()[:, 0]  # (S,)
-    none = torch.zeros(n_pairs, dtype=torch.int64, device=device)
-    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return _State(
-        depth=0,
-        thetas=thetas,
-        pair=torch.arange(n_pairs, device=device).repeat(2),
-        position=ends.repeat_interleave(n_pairs).to(device),
-        losses=losses,
-        left=left,
-        right=left + n_pairs,
-        active=searched,
-        settled=torch.full((n_pairs,), -torch.inf, dtype=torch.float64, device=device),
-        beads_trained=none,
-        steps_spent=none,
-        n_stalled=none,
-        trace=[[] for _ in range(n_pairs)],
-        status=[
-            Status.DEPTH_EXHAUSTED if ok else Status.ENDPOINT_ABOVE_L0 for ok in searched.tolist()
-        ],
-        detail=_name_endpoints(losses.reshape(2, n_pairs), searched, L0),
-    )
-
-
-def _search_level(search: _Search, state: _State, generator: torch.Generator) -> _State:
+def _search_level(search: Search, state: State, generator: torch.Generator) -> State:
     """Test all open segments, and put a trained bead into each that is too high."""
     maxima = measure_segments(search, state)
     state, is_open = test_segments(search, state, maxima)
@@ -216,7 +133,7 @@ def _search_level(search: _Search, state: _State, generator: torch.Generator) ->
     return halve_segments(search, state, is_open, maxima.grid_max, trained)
 
 
-def measure_segments(search: _Search, state: _State) -> Maxima:
+def measure_segments(search: Search, state: State) -> Maxima:
     """Step 2: t* and the largest gamma of every segment that is to be tested, `(S,)` each."""
     left, right = state.left, state.right  # (S,)
     # The straight line, and segments that are not split any further, count on the whole grid.
@@ -236,7 +153,18 @@ def measure_segments(search: _Search, state: _State) -> Maxima:
     return maxima
 
 
-def test_segments(search: _Search, state: _State, maxima: Maxima) -> tuple[_State, Tensor]:
+def train_beads(
+    search: Search, state: State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
+) -> Trained:
+    """Step 3: a bead at t* of every open segment, trained to alpha * L0."""
+    left, right = state.left[is_open], state.right[is_open]
+    beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
+    beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
+    target = search.target[state.pair[left]]
+    return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
+
+
+def test_segments(search: Search, state: State, maxima: Maxima) -> tuple[State, Tensor]:
     """Step 4: which segments exceed L0 and go on, `(S,)` bool; pairs without one are connected."""
     depth, pair = state.depth, state.pair[state.left]  # (S,)
     n_pairs = len(state.active)
@@ -257,24 +185,13 @@ def test_segments(search: _Search, state: _State, maxima: Maxima) -> tuple[_Stat
         status[m] = Status.CONNECTED
     active = state.active & (n_open > 0)
     log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
-    trace = _with_depth(state.trace, tested, depth, columns)
+    trace = with_depth(state.trace, tested, depth, columns)
     return replace(state, active=active, status=status, trace=trace), failed & active[pair]
 
 
-def train_beads(
-    search: _Search, state: _State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
-) -> Trained:
-    """Step 3: a bead at t* of every open segment, trained to alpha * L0."""
-    left, right = state.left[is_open], state.right[is_open]
-    beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
-    beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
-    target = search.target[state.pair[left]]
-    return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
-
-
 def halve_segments(
-    search: _Search, state: _State, is_open: Tensor, grid_max: Tensor, trained: Trained
-) -> _State:
+    search: Search, state: State, is_open: Tensor, grid_max: Tensor, trained: Trained
+) -> State:
     """Step 5: the two halves of every segment whose bead is low are tested at the next level.
 
     A segment whose bead failed stays as it is, and ends the search of its pair.
@@ -303,7 +220,7 @@ def halve_segments(
     left, right = left[good], right[good]
     new = torch.arange(len(thetas), len(thetas) + len(left), device=left.device)
     middle = (state.position[left] + state.position[right]) / 2
-    return _State(
+    return State(
         depth=depth,
         thetas=torch.cat([thetas, trained.thetas[good]]),
         pair=torch.cat([state.pair, pair[good]]),
@@ -331,29 +248,6 @@ def Gamma_tilde_of_pairs(largest: Tensor, pair: Tensor, grid_max: Tensor) -> Ten
     return largest.scatter_reduce(0, pair, grid_max, "amax")
 
 
-def _strings(state: _State, L0: Tensor, alpha: Tensor, slack: float, search: _Search) -> list:
-    """The strings of all pairs at the end of a search, their beads in order."""
-    Gamma_tilde = torch.where(state.settled == -torch.inf, torch.nan, state.settled)  # (M,)
-    order = torch.argsort(state.position, stable=True)
-    order = order[torch.argsort(state.pair[order], stable=True)]
-    rows = order.split(torch.bincount(state.pair, minlength=len(L0)).tolist())
-    return [
-        String(
-            thetas=state.thetas[rows[m]],
-            status=state.status[m],
-            L0=float(L0[m]),
-            alpha=float(alpha[m]),
-            slack=slack,
-            n_t=search.n_t,
-            Gamma_tilde=float(Gamma_tilde[m]),
-            trace=state.trace[m],
-            detail=state.detail[m],
-            length_mask=search.task.length_mask,
-        )
-        for m in range(len(L0))
-    ]
-
-
 def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **arguments) -> String:
     """Search a path of low loss between two networks: `find_strings` for one pair.
 
@@ -377,28 +271,7 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
     return string
 
 
-def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
-    """For each pair, which endpoints are above L0 and by how much; empty where none is."""
-    detail = [""] * len(searched)
-    for m in (~searched).nonzero()[:, 0].tolist():
-        detail[m] = "; ".join(
-            f"theta_{i + 1} of pair {m} has loss {float(loss):.6g}, above L0 = {float(L0[m]):.6g}"
-            for i, loss in enumerate(ends[:, m])
-            if not loss <= L0[m]
-        )
-    return detail
-
-
-def _with_depth(trace: list, tested: Tensor, depth: int, columns: dict[str, Tensor]) -> list:
-    """The traces, with this depth at the end of those of the pairs that were tested at it."""
-    columns = {name: values.tolist() for name, values in columns.items()}
-    trace = [list(rows) for rows in trace]
-    for m in tested.nonzero()[:, 0].tolist():
-        trace[m].append({"depth": depth} | {name: v[m] for name, v in columns.items()})
-    return trace
-
-
-def _leave_stationary(search: _Search, beads, left, right, generator) -> Tensor:
+def _leave_stationary(search: Search, beads, left, right, generator) -> Tensor:
     """Move beads whose gradient is zero to first order; minibatch noise does it by itself."""
     if not steps_see_all(search.task, search.training.batch_size):
         return beads

@@ -1,128 +1,18 @@
-"""Dynamic String Sampling, over many pairs at once.
+"""What a search of many pairs holds: what it is asked for, and its state from level to level."""
 
-The steps are those of `dss.recursion`, which takes them one network at a time: `measure_segments`,
-`train_beads`, `test_segments` and `halve_segments` are steps 2 to 5 of Sec. II.B, each for all open
-segments of all pairs.
-"""
-
-import logging
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dss.checkpoint import fingerprint, load_state, save_state
-from dss.checks import check_pairs, check_search, check_theta, per_pair
-from dss.curve import Maxima, segment_maxima
-from dss.descent import Training, rounding, takes_training, training_of
+from dss.descent import Training
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task
-from dss.theta import interpolate
-from dss.train import Trained, steps_see_all, train_to
-
-log = logging.getLogger(__name__)
-
-
-@takes_training
-def find_strings(
-    task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
-    L0: float | Tensor,
-    alpha: float | Tensor = 0.9,
-    max_depth: int = 10,
-    n_t: int = 33,
-    t_star: str = "max",
-    slack: float = 1.0,
-    insert_first: bool = False,
-    generator: torch.Generator | None = None,
-    checkpoint: str | Path | None = None,
-    **training,
-) -> list[String]:
-    """Search a path of low loss between the networks of each of M pairs.
-
-    Level by level: find t* of every open segment of every pair, insert a bead there, train it to
-    `alpha * L0`, test the two new segments, and go on with those whose gamma exceeds
-    `slack * L0`.  This is the paper's recursion in breadth-first order.  A pair stops when all its
-    segments are low, when `max_depth` is reached, or when one of its beads cannot be trained.
-
-    Args:
-        task: gives the training loss and the metric, measured on the whole evaluation set.
-        theta_1, theta_2: `(M, P)`, pair by pair.
-        L0: threshold in the unit of `task.metric`, one value or `(M,)`.
-        alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.
-        max_depth: d, the deepest level; 0 tests the straight line alone.
-        n_t: grid points of gamma on each segment, both ends included.
-        t_star: where a bead is inserted: `"max"`, `"coarse"`, `"grid"` or `"midpoint"`
-            (`dss.t_star`).  With `"coarse"` the trace's Gamma_tilde of segments that go on to be
-            split rests on the points where they were measured; the last one on whole grids.
-        slack: factor on L0 in the pair test, >= 1.
-        insert_first: insert and train a bead at t=.5 before anything is tested.
-        generator: CPU generator, one for the run; a new one with seed 0 by default.  All pairs
-            share what is drawn from it, so a pair's string does not depend on its company.
-        checkpoint: a file that holds the search after every level.  The same call, made again after
-            the process was killed at any moment, goes on where that level ended, and ends bit for
-            bit as if it had not been killed; made again after the end it returns at once.
-        training: the fields of `dss.descent.Training`.
-
-    Returns:
-        M strings, in order, on the task's device.  A pair with an endpoint above L0 is not
-        searched; its string says so in `status`, and names it with its loss in `detail`.
-
-    Raises:
-        TypeError: thetas that are not floating point, or an unknown argument.
-        ValueError: shapes that differ, NaN or inf in theta, an argument out of range, or a
-            checkpoint that is damaged or of another call; what differs is named.
-        OSError: the checkpoint cannot be written.
-
-    Paper: steps 2 to 5, Sec. II.B.
-    Differs: a pair is tested before its first bead (`insert_first=False`).  A bead that cannot be
-        trained ends the search of its pair, whose other branches the paper would go on with to no
-        avail.  Tests allow for rounding, 8 machine epsilons of the thetas' dtype and 1e-5 at most.
-        With full batches a bead that starts at a stationary point, which gradient descent cannot
-        leave, is moved by 1 % of its segment in a random direction.
-    """
-    check_pairs(theta_1, theta_2, task.n_params)
-    theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
-    n_pairs = len(theta_1)
-    L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
-    check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
-    training = training_of(training)
-    generator = generator or torch.Generator().manual_seed(0)
-    seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
-    threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
-    search = _Search(
-        task=task,
-        limit=float(slack) * threshold,
-        target=(alpha * L0).to(task.device),
-        max_depth=int(max_depth),
-        n_t=int(n_t),
-        t_star=t_star,
-        insert_first=insert_first,
-        training=training,
-    )
-    state = _begin(task, theta_1, theta_2, L0, threshold)
-    made_by = None
-    if checkpoint is not None:
-        call = asdict(training) | {"n_t": int(n_t), "t_star": t_star, "insert_first": insert_first}
-        call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
-        call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
-        made_by = fingerprint(task, call | {"losses of the ends": state.losses})
-        saved = load_state(checkpoint, made_by, task.device)
-        state = _State(**saved) if saved else state
-        save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
-    while state.depth <= search.max_depth:
-        level = torch.Generator().manual_seed(seeds[state.depth])
-        state = _search_level(search, state, level)
-        if made_by:
-            save_state(checkpoint, made_by, vars(state))
-    return _strings(state, L0, alpha, float(slack), search)
 
 
 @dataclass(frozen=True, eq=False)
-class _Search:
+class Search:
     """What stays the same from level to level.
 
     Attributes:
@@ -142,7 +32,7 @@ class _Search:
 
 
 @dataclass(frozen=True, eq=False)
-class _State:
+class State:
     """A search of M pairs before a level.
 
     Attributes:
@@ -175,7 +65,7 @@ class _State:
     detail: list[str]
 
 
-def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: Tensor) -> _State:
+def begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: Tensor) -> State:
     """Straight lines between the pairs whose endpoints are low enough."""
     n_pairs, device = len(theta_1), task.device
     thetas = torch.cat([theta_1, theta_2])  # (2 M, P)
@@ -184,7 +74,7 @@ def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: 
     left = searched.nonzero()[:, 0]  # (S,)
     none = torch.zeros(n_pairs, dtype=torch.int64, device=device)
     ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-    return _State(
+    return State(
         depth=0,
         thetas=thetas,
         pair=torch.arange(n_pairs, device=device).repeat(2),
@@ -205,133 +95,7 @@ def _begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: 
     )
 
 
-def _search_level(search: _Search, state: _State, generator: torch.Generator) -> _State:
-    """Test all open segments, and put a trained bead into each that is too high."""
-    maxima = measure_segments(search, state)
-    state, is_open = test_segments(search, state, maxima)
-    if state.depth == search.max_depth or not bool(is_open.any()):
-        settled = Gamma_tilde_of_pairs(state.settled, state.pair[state.left], maxima.grid_max)
-        return replace(state, depth=search.max_depth + 1, settled=settled)
-    trained = train_beads(search, state, is_open, maxima.t_star, generator)
-    return halve_segments(search, state, is_open, maxima.grid_max, trained)
-
-
-def measure_segments(search: _Search, state: _State) -> Maxima:
-    """Step 2: t* and the largest gamma of every segment that is to be tested, `(S,)` each."""
-    left, right = state.left, state.right  # (S,)
-    # The straight line, and segments that are not split any further, count on the whole grid.
-    may_split = state.active & (0 < state.depth < search.max_depth)  # (M,)
-    coarse = torch.where(may_split, search.limit, torch.inf)[state.pair[left]]  # (S,)
-    maxima = segment_maxima(
-        search.task,
-        state.thetas[left],
-        state.thetas[right],
-        search.n_t,
-        search.t_star,
-        coarse,
-        torch.stack([state.losses[left], state.losses[right]], dim=1),
-    )
-    if state.depth == 0 and search.insert_first:
-        return replace(maxima, t_star=torch.full_like(maxima.t_star, 0.5))
-    return maxima
-
-
-def test_segments(search: _Search, state: _State, maxima: Maxima) -> tuple[_State, Tensor]:
-    """Step 4: which segments exceed L0 and go on, `(S,)` bool; pairs without one are connected."""
-    depth, pair = state.depth, state.pair[state.left]  # (S,)
-    n_pairs = len(state.active)
-    failed = ~(maxima.gamma_max <= search.limit[pair])  # (S,), NaN fails
-    if depth == 0 and search.insert_first:
-        failed = torch.ones_like(failed)
-    # A pair whose beads all failed has no new segment, but it did spend their steps.
-    tested = (state.beads_trained > 0).index_fill_(0, pair, True)  # (M,)
-    n_open = torch.bincount(pair[failed], minlength=n_pairs)  # (M,)
-    columns = {
-        "Gamma_tilde": Gamma_tilde_of_pairs(state.settled, pair, maxima.grid_max),
-        "open_segments": n_open + state.n_stalled,
-        "beads_trained": state.beads_trained,
-        "gradient_steps": state.steps_spent,
-    }
-    status = list(state.status)
-    for m in (state.active & (n_open == 0)).nonzero()[:, 0].tolist():
-        status[m] = Status.CONNECTED
-    active = state.active & (n_open > 0)
-    log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
-    trace = _with_depth(state.trace, tested, depth, columns)
-    return replace(state, active=active, status=status, trace=trace), failed & active[pair]
-
-
-def train_beads(
-    search: _Search, state: _State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
-) -> Trained:
-    """Step 3: a bead at t* of every open segment, trained to alpha * L0."""
-    left, right = state.left[is_open], state.right[is_open]
-    beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
-    beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
-    target = search.target[state.pair[left]]
-    return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
-
-
-def halve_segments(
-    search: _Search, state: _State, is_open: Tensor, grid_max: Tensor, trained: Trained
-) -> _State:
-    """Step 5: the two halves of every segment whose bead is low are tested at the next level.
-
-    A segment whose bead failed stays as it is, and ends the search of its pair.
-    """
-    thetas, depth, n_pairs = state.thetas, state.depth + 1, len(state.active)
-    settled = Gamma_tilde_of_pairs(
-        state.settled, state.pair[state.left[~is_open]], grid_max[~is_open]
-    )
-    left, right, good = state.left[is_open], state.right[is_open], trained.reached
-    pair, failed_pair = state.pair[left], state.pair[left[~good]]
-    stays = grid_max[is_open][~good]
-    if search.t_star == "coarse":  # they were not measured on the whole grid
-        ends = thetas[left[~good]], thetas[right[~good]]
-        stays = segment_maxima(search.task, *ends, search.n_t, "grid").grid_max
-    settled = Gamma_tilde_of_pairs(settled, failed_pair, stays)
-
-    active, status, detail = state.active.clone(), list(state.status), list(state.detail)
-    active[failed_pair] = False
-    for i in (~good).nonzero()[:, 0].tolist():
-        m = int(pair[i])
-        status[m] = Status.TRAINING_STALLED
-        detail[m] = (
-            f"a bead at depth {depth}: {trained.status[i]} at loss "
-            f"{float(trained.losses[i]):.6g}, target {float(search.target[m]):.6g}"
-        )
-    left, right = left[good], right[good]
-    new = torch.arange(len(thetas), len(thetas) + len(left), device=left.device)
-    middle = (state.position[left] + state.position[right]) / 2
-    return _State(
-        depth=depth,
-        thetas=torch.cat([thetas, trained.thetas[good]]),
-        pair=torch.cat([state.pair, pair[good]]),
-        # Halves, not t: positions only order the beads, and 52 halvings are exact.
-        position=torch.cat([state.position, middle]),
-        losses=torch.cat([state.losses, trained.losses[good]]),
-        left=torch.cat([left, new]),
-        right=torch.cat([new, right]),
-        active=active,
-        settled=settled,
-        beads_trained=torch.bincount(pair, minlength=n_pairs),
-        steps_spent=torch.zeros_like(state.steps_spent).index_add_(0, pair, trained.steps),
-        n_stalled=state.n_stalled + torch.bincount(failed_pair, minlength=n_pairs),
-        trace=state.trace,
-        status=status,
-        detail=detail,
-    )
-
-
-def Gamma_tilde_of_pairs(largest: Tensor, pair: Tensor, grid_max: Tensor) -> Tensor:
-    """`dss.curve.Gamma_tilde` of M strings, `(M,)`, when segments `(S,)` come to what was there.
-
-    Paper: Eq. (4).
-    """
-    return largest.scatter_reduce(0, pair, grid_max, "amax")
-
-
-def _strings(state: _State, L0: Tensor, alpha: Tensor, slack: float, search: _Search) -> list:
+def strings_of(state: State, L0: Tensor, alpha: Tensor, slack: float, search: Search) -> list:
     """The strings of all pairs at the end of a search, their beads in order."""
     Gamma_tilde = torch.where(state.settled == -torch.inf, torch.nan, state.settled)  # (M,)
     order = torch.argsort(state.position, stable=True)
@@ -354,27 +118,13 @@ def _strings(state: _State, L0: Tensor, alpha: Tensor, slack: float, search: _Se
     ]
 
 
-def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **arguments) -> String:
-    """Search a path of low loss between two networks: `find_strings` for one pair.
-
-    Args:
-        task, L0, arguments: as in `find_strings`.
-        theta_1, theta_2: `(P,)`.
-
-    Returns:
-        The string; look at its `status` before anything else.
-
-    Raises:
-        TypeError, ValueError: as in `find_strings`; ValueError too for an endpoint above L0.
-
-    Paper: Sec. II.B.
-    """
-    check_theta(theta_1, "theta_1", (task.n_params,))
-    check_theta(theta_2, "theta_2", (task.n_params,))
-    (string,) = find_strings(task, theta_1[None], theta_2[None], L0, **arguments)
-    if string.status is Status.ENDPOINT_ABOVE_L0:
-        raise ValueError(f"{string.detail}; what helps: {string.status.advice}")
-    return string
+def with_depth(trace: list, tested: Tensor, depth: int, columns: dict[str, Tensor]) -> list:
+    """The traces, with this depth at the end of those of the pairs that were tested at it."""
+    columns = {name: values.tolist() for name, values in columns.items()}
+    trace = [list(rows) for rows in trace]
+    for m in tested.nonzero()[:, 0].tolist():
+        trace[m].append({"depth": depth} | {name: v[m] for name, v in columns.items()})
+    return trace
 
 
 def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
@@ -387,24 +137,3 @@ def _name_endpoints(ends: Tensor, searched: Tensor, L0: Tensor) -> list[str]:
             if not loss <= L0[m]
         )
     return detail
-
-
-def _with_depth(trace: list, tested: Tensor, depth: int, columns: dict[str, Tensor]) -> list:
-    """The traces, with this depth at the end of those of the pairs that were tested at it."""
-    columns = {name: values.tolist() for name, values in columns.items()}
-    trace = [list(rows) for rows in trace]
-    for m in tested.nonzero()[:, 0].tolist():
-        trace[m].append({"depth": depth} | {name: v[m] for name, v in columns.items()})
-    return trace
-
-
-def _leave_stationary(search: _Search, beads, left, right, generator) -> Tensor:
-    """Move beads whose gradient is zero to first order; minibatch noise does it by itself."""
-    if not steps_see_all(search.task, search.training.batch_size):
-        return beads
-    losses, gradients = search.task.gradients(beads, generator=generator)
-    distance = (right - left).norm(dim=1)
-    stuck = gradients.norm(dim=1) * distance <= 1e-4 * losses
-    direction = torch.randn(beads.shape[1], dtype=torch.float64, generator=generator)
-    direction = (direction / direction.norm()).to(beads)
-    return torch.where(stuck[:, None], beads + 0.01 * distance[:, None] * direction, beads)

@@ -28,7 +28,7 @@ FLOORS = [
     {"theta", "data", "results", "plots", "stats", "networks.batchnorm", "networks.dense"},
     {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
     {"task", "runs.grid", "runs.execute"},
-    {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps"},
+    {"curve", "tasks", "search", "checkpoint", "runs.reproduce", "runs.sweeps"},
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
     {"sampling", "proofs.certify"},
     {"studies", "problems"},

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dss.proofs.checker import check_certificate
+from dss.runs.reproduce import notebook_names
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -82,3 +83,9 @@ def test_every_linked_file_exists():
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
     assert len(links) >= 6
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_table_of_notebooks_is_complete():
+    """It is the one place beside itself where a new notebook is entered."""
+    names = re.findall(r"^\| \[(\w+)\]\(notebooks/\1\.ipynb\)", README, re.MULTILINE)
+    assert names == notebook_names()

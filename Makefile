@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# One process for each core; what shares a fixture runs in one of them (tests/conftest.py).
-SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+# One process for each core; a file runs in one of them, as tests that share a fixture need it.
+SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export DSS_MNIST_DIR
 
 .PHONY: env figures test check lint torture lab site classroom bench clean

@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Error, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,11 +104,22 @@ def page(browser):
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory):
-    """Folder of the site, built from the committed notebooks where no kernel would start."""
-    folder, no_kernel = tmp_path_factory.mktemp("site"), tmp_path_factory.mktemp("no_kernel")
+def site(tmp_path_factory, worker_id):
+    """Folder of the site, built once for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent  # which they share
+    with FileLock(base / "site.lock"):
+        if not (base / "site").exists():
+            shutil.move(build(tmp_path_factory.mktemp("site")), base / "site")
+    return base / "site"
+
+
+def build(folder):
+    """The site, from the committed notebooks, where no kernel would start."""
+    no_kernel, out = folder / "no_kernel", folder / "html"
+    no_kernel.mkdir()
     (no_kernel / "ipykernel_launcher.py").write_text("raise SystemExit('a notebook is run')")
-    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "notebooks", str(folder)]
+    command = [sys.executable, "-m", "sphinx", "-W", "-q", "-b", "html", "notebooks", str(out)]
     path = os.pathsep.join(filter(None, [str(no_kernel), str(ROOT), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         command,
@@ -118,4 +130,4 @@ def site(tmp_path_factory):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    return out

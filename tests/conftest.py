@@ -20,23 +20,12 @@ hypothesis.settings.load_profile("dss")
 
 
 def pytest_collection_modifyitems(items):
-    """For pytest-xdist: one process runs what shares fixtures, by default a file or a notebook.
+    """What takes long is begun first: notebooks, then files with slow tests.
 
-    What takes long is begun first: notebooks, then files with slow tests.
+    pytest-xdist hands out whole files (`--dist loadfile`), in this order.
     """
-    slow = set()
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-        if item.get_closest_marker("slow"):
-            slow.add(group_of(item))
-    items.sort(key=lambda item: (item.path.suffix != ".ipynb", group_of(item) not in slow))
-
-
-def group_of(item):
-    """The group that an item was marked with."""
-    mark = item.get_closest_marker("xdist_group")
-    return mark.args[0] if mark.args else mark.kwargs["name"]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.suffix != ".ipynb", item.path not in slow))
 
 
 @pytest.fixture(scope="session")

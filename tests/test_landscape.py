@@ -12,7 +12,7 @@ from browser import ROOT, hear
 import dss
 from dss.problems import PROBLEMS
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 SCRIPT = ROOT / "notebooks" / "_static" / "landscape.js"
 TASKS = {name: PROBLEMS[name].task(name) for name in ("valley", "unit")}

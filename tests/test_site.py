@@ -21,7 +21,7 @@ PAGES = sorted(
     for path in (ROOT / "notebooks").glob(pattern)
 )
 PAGES += ["genindex.html", "search.html"]
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 
 class Quiet(SimpleHTTPRequestHandler):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client
 
-TOLD = ("job", "error", "seconds_job")  # columns in which a sweep says how it went
+REPORTED = ("job", "error", "seconds_job")  # columns in which a sweep says how it went
 
 
 def sweep(
@@ -48,14 +48,14 @@ def sweep(
     grid = check_points(grid)
     call = partial(call_at, function)
     if client is None and jobs is None:
-        found = [call(point) for point in points_of(grid)]
+        outcomes = [call(point) for point in points_of(grid)]
     else:
         with connected_client(client, jobs) as client:
-            ends = sorted(run_each(client, call, points_of(grid)), key=lambda end: end[0])
-        found = [end[2] or ([{}], first_line(end[3])) for end in ends]
+            in_order = sorted(run_each(client, call, points_of(grid)), key=lambda end: end[0])
+        outcomes = [outcome or ([{}], first_line(failure)) for *_, outcome, failure in in_order]
     rows = [
         point | result | {"error": error}
-        for point, (results, error) in zip(points_of(grid), found, strict=True)
+        for point, (results, error) in zip(points_of(grid), outcomes, strict=True)
         for result in results
     ]
     return pd.DataFrame(rows)
@@ -68,7 +68,7 @@ def check_points(grid: Mapping[str, Sequence]) -> dict[str, list]:
     for name, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Iterable):
             raise ValueError(f"the grid has {name}={values!r}; a list of values is needed")
-        if name in TOLD:
+        if name in REPORTED:
             raise ValueError(f"{name} is a column of every table; the grid needs another name")
     grid = {name: list(values) for name, values in grid.items()}
     for name, values in grid.items():
@@ -102,7 +102,7 @@ def call_at(function: Callable, point: Mapping) -> tuple[list[dict], str]:
         for row in rows:
             for name in row:
                 value = point.get(name, row[name])
-                if name in TOLD or (value is not row[name] and value != row[name]):
+                if name in REPORTED or (value is not row[name] and value != row[name]):
                     raise ValueError(f"the function returned {name}={row[name]!r} at {dict(point)}")
         return [dict(row) for row in rows] or [{}], ""
     except Exception as failure:
@@ -121,20 +121,21 @@ def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
     """
     from distributed import as_completed
 
-    waiting, running, of = enumerate(points), as_completed(), {}
+    waiting, ended = enumerate(points), as_completed()
+    submitted = {}  # point and its number, by future
 
     def submit() -> None:
-        ahead = max(2, 2 * sum(client.nthreads().values()))
-        for i, point in itertools.islice(waiting, max(0, ahead - len(of))):
+        n_ahead = max(2, 2 * sum(client.nthreads().values()))
+        for i, point in itertools.islice(waiting, max(0, n_ahead - len(submitted))):
             future = client.submit(function, point, pure=False)
-            of[future] = i, point
-            running.add(future)
+            submitted[future] = i, point
+            ended.add(future)
 
     submit()
     try:
-        while of:
-            future = next(running)
-            i, point = of.pop(future)
+        while submitted:
+            future = next(ended)
+            i, point = submitted.pop(future)
             if future.status not in ("finished", "error"):
                 raise RuntimeError(f"the scheduler was lost ({future.status}); call again to go on")
             failure = future.exception() if future.status == "error" else None
@@ -143,7 +144,7 @@ def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
             submit()
             yield i, point, result, failure
     finally:
-        client.cancel(list(of))
+        client.cancel(list(submitted))
 
 
 @contextmanager
@@ -172,6 +173,6 @@ def connected_client(client, jobs: int | None):
             preload=[deaf],
             silence_logs=logging.ERROR,
         ) as cluster,
-        Client(cluster) as own,
+        Client(cluster) as local_client,
     ):
-        yield own
+        yield local_client

@@ -8,7 +8,8 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -27,7 +28,14 @@ from dss.runs.execute import (
     known_parameters,
     versions_of,
 )
-from dss.runs.grid import TOLD, check_points, connected_client, first_line, points_of, run_each
+from dss.runs.grid import (
+    REPORTED,
+    check_points,
+    connected_client,
+    first_line,
+    points_of,
+    run_each,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,8 +115,9 @@ def sweep_notebook(
         raise ValueError(f"{path.stem} has no parameter 'out'; its tables need a folder")
     if "out" in grid | fixed:
         raise ValueError("out is the sweep's own: every job has a folder; use --out")
-    if told := set(TOLD) & set(fixed):
-        raise ValueError(f"{', '.join(told)}: a column of every table; it cannot be a parameter")
+    if reserved := set(REPORTED) & set(fixed):
+        names = ", ".join(reserved)
+        raise ValueError(f"{names}: a column of every table; it cannot be a parameter")
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     fetch_data([path])
@@ -132,61 +141,105 @@ def sweep_notebook(
 def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept:
     """`sweep_notebook` once everything is checked and the folder is ours."""
     import nbformat
-    from tqdm.auto import tqdm
 
     versions = versions_of(path)
-    n_jobs = math.prod(map(len, grid.values()))
     n_cells = 1 + len(nbformat.read(path, as_version=4).cells)  # papermill adds one
-    common = {"notebook": str(path), "made_by": versions, "cell_timeout": cell_timeout}
     keys = [key_of(versions, fixed | point) for point in points_of(grid)]
-    errors, n_before, cells = {}, 0, {}
     for key in keys if force else []:
         (out / "jobs" / key / "job.json").unlink(missing_ok=True)
         shutil.rmtree(out / "jobs" / key / CHECKPOINTS, ignore_errors=True)
+    common = {"notebook": str(path), "made_by": versions, "cell_timeout": cell_timeout}
+    jobs = (
+        common | {"parameters": fixed | point, "folder": str(out / "jobs" / key)}
+        for key, point in zip(keys, points_of(grid), strict=True)
+    )
+    with _progress(len(keys), n_cells) as progress:
+        errors = _run_jobs(jobs, cluster, table, progress)
+    rows = put_together(out, keys, grid, fixed, errors, table)
+    write_table(out, rows, path, versions, grid, fixed, len(keys), errors)
+    return Swept(rows, len(keys), progress.n_before, errors, out)
 
-    def waiting() -> Iterator[dict]:
-        nonlocal n_before
-        for key, point in zip(keys, points_of(grid), strict=True):
-            folder = out / "jobs" / key
+
+def _run_jobs(jobs: Iterable[dict], cluster: Callable, table, progress) -> dict[str, str]:
+    """Run the jobs that are not finished; the errors of those that failed, by folder."""
+    unfinished = progress.without_finished(jobs)
+    first = next(unfinished, None)
+    if first is None:  # a cluster takes seconds to start
+        return {}
+    errors = {}
+    with cluster() as client, _cells_reported(client, progress.advance):
+        if not client.nthreads():
+            progress.bar.write("dss: the scheduler has no worker yet; waiting for one", sys.stderr)
+        with closing(run_each(client, run_job, itertools.chain([first], unfinished))) as ends:
+            for _, job, record, failure in ends:
+                folder = Path(job["folder"])
+                error = first_line(failure) if failure else record["error"]
+                if error:
+                    errors[folder.name] = error
+                elif table:
+                    read_table(folder, table)  # an unknown name is an error soon
+                progress.end_job(folder.name, len(errors))
+    return errors
+
+
+class _Progress:
+    """A bar of the cells of all jobs.
+
+    Attributes:
+        bar: of tqdm.
+        n_cells: of one job.
+        cells: how many have ended, by job.
+        n_before, n_ended: jobs that an earlier call had finished, and those that ended in this one.
+    """
+
+    def __init__(self, bar, n_jobs: int, n_cells: int) -> None:
+        self.bar, self.n_jobs, self.n_cells = bar, n_jobs, n_cells
+        self.cells, self.n_before, self.n_ended = {}, 0, 0
+
+    def without_finished(self, jobs: Iterable[dict]) -> Iterator[dict]:
+        """The jobs that are still to be run; the others are counted."""
+        for job in jobs:
+            folder = Path(job["folder"])
             if _is_done(folder):
-                n_before += 1
-                advance(key, n_cells)
+                self.n_before += 1
+                self.advance(folder.name, self.n_cells)
             else:
-                yield common | {"parameters": fixed | point, "folder": str(folder)}
+                yield job
+
+    def advance(self, key: str, n: int = 1) -> None:
+        """Count `n` cells of a job, never more than it has."""
+        before = self.cells.get(key, 0)
+        n = min(n, self.n_cells - before)
+        if n > 0:
+            self.cells[key] = before + n
+            self.bar.update(n)
+
+    def end_job(self, key: str, n_failed: int) -> None:
+        """Count all cells of a job that has ended, however it did."""
+        self.n_ended += 1
+        self.advance(key, self.n_cells)
+        text = f"{self.n_before + self.n_ended} of {self.n_jobs} jobs"
+        self.bar.set_postfix_str(text + (f", {n_failed} failed" if n_failed else ""))
+
+
+@contextmanager
+def _progress(n_jobs: int, n_cells: int) -> Iterator[_Progress]:
+    from tqdm.auto import tqdm
 
     with tqdm(total=n_jobs * n_cells, unit="cell", smoothing=0.1) as bar:
-
-        def advance(key: str, n: int) -> None:
-            """Count `n` cells of a job; all of them when it has ended, however it did."""
-            seen = cells.get(key, 0)
-            n = min(n, n_cells - seen)
-            if n > 0:
-                cells[key] = seen + n
-                bar.update(n)
-
         bar.set_postfix_str(f"0 of {n_jobs} jobs", refresh=True)
-        todo = waiting()
-        first = next(todo, None)
-        if first is not None:  # a cluster takes seconds to start
-            with cluster() as client:
-                client.subscribe_topic(TOPIC, lambda event: advance(event[1], 1))
-                if not client.nthreads():
-                    bar.write("dss: the scheduler has no worker yet; waiting for one", sys.stderr)
-                ends = run_each(client, run_job, itertools.chain([first], todo))
-                for n_done, (_, job, record, failure) in enumerate(ends, start=1):
-                    key = Path(job["folder"]).name
-                    error = first_line(failure) if failure else record["error"]
-                    if error:
-                        errors[key] = error
-                    elif table:
-                        read_table(Path(job["folder"]), table)  # an unknown name is an error soon
-                    advance(key, n_cells)
-                    text = f"{n_before + n_done} of {n_jobs} jobs"
-                    bar.set_postfix_str(text + (f", {len(errors)} failed" if errors else ""))
-                client.unsubscribe_topic(TOPIC)
-    found = put_together(out, keys, grid, fixed, errors, table)
-    write_table(out, found, path, versions, grid, fixed, n_jobs, errors)
-    return Swept(found, n_jobs, n_before, errors, out)
+        yield _Progress(bar, n_jobs, n_cells)
+
+
+@contextmanager
+def _cells_reported(client, advance: Callable[[str], None]) -> Iterator[None]:
+    """In the block `advance` is called with the key of a job for each cell of it that ends."""
+    client.subscribe_topic(TOPIC, lambda event: advance(event[1]))
+    try:
+        yield
+    finally:
+        if client.status == "running":
+            client.unsubscribe_topic(TOPIC)
 
 
 def run_job(job: Mapping) -> dict:
@@ -227,11 +280,11 @@ def run_job(job: Mapping) -> dict:
             return record_of(folder)
         # The record goes first: killed in between, the job must not look finished.
         (folder / "job.json").unlink(missing_ok=True)
-        for left in folder.iterdir():
-            if left.name not in (".lock", CHECKPOINTS):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for path in folder.iterdir():  # what an attempt that was killed has left
+            if path.name not in (".lock", CHECKPOINTS):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         arguments = notebook, job["parameters"], folder, folder / "executed.ipynb"
-        error = execute(*arguments, job["cell_timeout"], partial(_tell, folder.name))
+        error = execute(*arguments, job["cell_timeout"], partial(_report_cell, folder.name))
         record = {
             "status": "failed" if error else "done",
             "error": error,
@@ -248,7 +301,7 @@ def run_job(job: Mapping) -> dict:
         return record
 
 
-def _tell(key: str) -> None:
+def _report_cell(key: str) -> None:
     """Let the driver know that a cell of a job has ended."""
     from distributed import get_worker
 
@@ -281,21 +334,20 @@ def put_together(out, keys, grid, fixed, errors, table) -> "pd.DataFrame":
     """The jobs' tables, one below the other, with what each was run with."""
     import pandas as pd
 
-    parts = []
+    parts = []  # what is said of a job, its parameters, and its rows
     for key, point in zip(keys, points_of(grid), strict=True):
         folder, parameters = out / "jobs" / key, fixed | point
-        failed = key in errors
-        part = pd.DataFrame([{}]) if failed else read_table(folder, table)
-        told = {"job": key, "error": errors.get(key, "")}
-        told |= {"seconds_job": record_of(folder).get("seconds", math.nan)}
-        given = {n: v if isinstance(v, Hashable) else json.dumps(v) for n, v in parameters.items()}
-        parts.append((told, given, part.rename(columns={name: f"{name}_row" for name in TOLD})))
-    columns = {name for *_, part in parts for name in part}
-    for told, given, part in parts:
-        told |= {f"{n}_parameter" if n in columns else n: v for n, v in given.items()}
-        for i, (name, value) in enumerate(told.items()):
-            part.insert(i, name, value)
-    return pd.concat([part for *_, part in parts], ignore_index=True)
+        rows = pd.DataFrame([{}]) if key in errors else read_table(folder, table)
+        report = {"job": key, "error": errors.get(key, "")}
+        report |= {"seconds_job": record_of(folder).get("seconds", math.nan)}
+        plain = {n: v if isinstance(v, Hashable) else json.dumps(v) for n, v in parameters.items()}
+        parts.append((report, plain, rows.rename(columns={n: f"{n}_row" for n in REPORTED})))
+    columns = {name for *_, rows in parts for name in rows}
+    for report, plain, rows in parts:
+        report |= {f"{n}_parameter" if n in columns else n: v for n, v in plain.items()}
+        for i, (name, value) in enumerate(report.items()):
+            rows.insert(i, name, value)
+    return pd.concat([rows for *_, rows in parts], ignore_index=True)
 
 
 def read_table(folder: Path, table: str | None) -> "pd.DataFrame":
@@ -310,14 +362,14 @@ def read_table(folder: Path, table: str | None) -> "pd.DataFrame":
     return pd.read_csv(chosen[0])
 
 
-def write_table(out, found, path, versions, grid, fixed, n_jobs, errors) -> None:
+def write_table(out, rows, path, versions, grid, fixed, n_jobs, errors) -> None:
     """The table as CSV and parquet, and how it was made."""
     from pandas.api.types import infer_dtype
 
     # Numbers in one job and text in another; parquet has one type for a column.
-    mixed = [name for name in found if infer_dtype(found[name], skipna=True).startswith("mixed")]
-    tidy = found.astype({name: "str" for name in mixed})
-    files = {"sweep.csv": found.to_csv(index=False).encode(), "sweep.parquet": tidy.to_parquet()}
+    mixed = [name for name in rows if infer_dtype(rows[name], skipna=True).startswith("mixed")]
+    tidy = rows.astype({name: "str" for name in mixed})
+    files = {"sweep.csv": rows.to_csv(index=False).encode(), "sweep.parquet": tidy.to_parquet()}
     for name, content in files.items():
         write(out / name, content)
     summary = {

@@ -1,7 +1,8 @@
 """The commands of `dss`, one function each; what they do is done in `dss.runs`."""
 
+import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import Annotated
@@ -35,6 +36,8 @@ Names = Annotated[list[str] | None, typer.Argument(help="Notebooks; all by defau
 OnDevice = Annotated[Device, typer.Option(help="auto takes CUDA if there is.")]
 CellTimeout = Annotated[int | None, typer.Option(help="Seconds for one cell.")]
 Jobs = Annotated[int | None, typer.Option(help="Side by side; one for each core by default.")]
+
+SECONDS_TO_ANSWER = 10  # after which a scheduler that says nothing counts as none
 
 
 @app.command()
@@ -268,11 +271,20 @@ def _client_of(scheduler: str | None) -> Iterator:
     if scheduler is None:
         yield None
         return
-    from distributed import Client
+    from distributed.comm import connect
 
-    try:
-        client = Client(scheduler, timeout=10)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"no scheduler answers at {scheduler}: {error}") from error
-    with client:
+    from dss.runs.grid import client_of
+
+    async def greet() -> None:  # dask waits for good where something listens and says nothing
+        async with asyncio.timeout(SECONDS_TO_ANSWER):
+            comm = await connect(scheduler, timeout=SECONDS_TO_ANSWER)
+        await comm.close()
+
+    with ExitStack() as stack:
+        try:
+            asyncio.run(greet())
+            client = stack.enter_context(client_of(scheduler, SECONDS_TO_ANSWER))
+        except (OSError, ValueError) as error:
+            reason = str(error) or f"nothing within {SECONDS_TO_ANSWER} s"
+            raise ValueError(f"no scheduler answers at {scheduler}: {reason}") from error
         yield client

@@ -1,7 +1,11 @@
 """Small notebooks for the tests of what runs notebooks, and the processes that run them."""
 
+import gc
 import os
+import sys
+import threading
 import time
+from contextlib import contextmanager
 
 import nbformat
 import psutil
@@ -67,3 +71,42 @@ def marked_environment(mark, **more):
 
 def _command(process):
     return " ".join(process.cmdline())
+
+
+# One of each for a whole process, by design of dask, multiprocessing and tqdm.
+SHARED = ("Dask-Offload", "resource_tracker", "tqdm_monitor")
+
+
+def belongings():
+    """Open clients of dask, threads, child processes and listening ports of this process."""
+    things = {f"thread {thread.name} {thread.ident}" for thread in threading.enumerate()}
+    this = psutil.Process()
+    for process in this.children(recursive=True):
+        try:
+            things.add(f"process {process.pid} {_command(process)[-100:]}")
+        except psutil.Error:  # it has ended meanwhile
+            pass
+    listening = [c for c in this.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    things |= {f"port {connection.laddr.port}" for connection in listening}
+    if "distributed" in sys.modules:
+        from distributed import Client
+
+        # Not after a collection: one that the collector has to close is what is looked for.
+        clients = [thing for thing in gc.get_objects() if type(thing) is Client]
+        things |= {f"client {c.id} {c.status}" for c in clients if c.status != "closed"}
+    return {thing for thing in things if not any(name in thing for name in SHARED)}
+
+
+@contextmanager
+def nothing_left_behind(seconds=20):
+    """AssertionError where the block leaves a client, thread, process or port of this process."""
+    before = belongings()
+    gc.disable()
+    try:
+        yield
+        end = time.monotonic() + seconds
+        while (left := belongings() - before) and time.monotonic() < end:
+            time.sleep(0.1)
+    finally:
+        gc.enable()
+    assert not left, f"left behind: {sorted(left)}"

@@ -6,24 +6,37 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import dask
+import distributed
 import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
-from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_notebook
+from scratch import (
+    BODY,
+    FINISH,
+    marked,
+    marked_environment,
+    nothing_left_behind,
+    wait_for,
+    write_notebook,
+)
 from typer.testing import CliRunner
 
 import dss
-from dss import files
+from dss import commands, files
 from dss.commands import app
 from dss.runs import execute, grid, sweeps
 
@@ -66,10 +79,15 @@ if case != "unfinished":
 """
 
 
+pytestmark = pytest.mark.timeout(300)
+N_WORKERS = 3
+with_workers = pytest.mark.xdist_group("sweeps")  # in one process, which starts them once
+
+
 @pytest.fixture(scope="module")
 def workers():
-    """A client of three workers, set up as `dss sweep --jobs 3` does."""
-    with grid.connected_client(None, 3) as client:
+    """A client of workers, set up as `dss sweep --jobs` does."""
+    with nothing_left_behind(), grid.connected_client(None, N_WORKERS) as client:
         yield client
 
 
@@ -178,6 +196,7 @@ def test_a_table_holds_what_one_type_cannot(tmp_path):
         assert table.options.tolist() == ['{"k": [1]}'] * 2 and table.n.tolist() == [1, 2]
 
 
+@with_workers
 def test_a_job_whose_files_were_deleted_is_run_again(tiny, workers):
     tiny.run(workers, {"alpha": [1.0, 2.0]})
     tiny.ran()
@@ -187,6 +206,7 @@ def test_a_job_whose_files_were_deleted_is_run_again(tiny, workers):
 
 
 @pytest.mark.slow
+@with_workers
 def test_workers_give_the_same_table_as_this_process(workers):
     def several(i, name):
         if i == 3:
@@ -214,6 +234,7 @@ def test_jobs_are_processes_of_this_machine():
 
 
 @pytest.mark.slow
+@with_workers
 def test_a_long_grid_is_handed_out_a_few_points_at_a_time(workers):
     taken = itertools.count()
     points = (n_taken for n_taken, _ in zip(taken, range(10_000), strict=False))
@@ -221,24 +242,24 @@ def test_a_long_grid_is_handed_out_a_few_points_at_a_time(workers):
     for n_ended, (i, point, result, failure) in enumerate(itertools.islice(ends, 300), start=1):
         assert i == point == result and failure is None
         n_taken = int(repr(taken)[6:-1])
-        assert n_taken - n_ended <= 2 * 3 + 1
-        assert len(workers.futures) <= 2 * 3 + 1
+        assert n_taken - n_ended <= 2 * N_WORKERS + 1
+        assert len(workers.futures) <= 2 * N_WORKERS + 1
     ends.close()
     assert int(repr(taken)[6:-1]) < 320
     wait_for(lambda: not workers.futures, "end of the futures")
 
 
 def test_points_of_a_vast_grid_are_made_one_at_a_time():
-    grid = {name: range(1_000) for name in "abcdef"}
-    assert list(itertools.islice(grid.points_of(grid), 2))[1] == dict.fromkeys("abcde", 0) | {
-        "f": 1
-    }
+    vast = {name: range(1_000) for name in "abcdef"}
+    second = list(itertools.islice(grid.points_of(vast), 2))[1]
+    assert second == dict.fromkeys("abcde", 0) | {"f": 1}
 
 
 # --- of a notebook
 
 
 @pytest.mark.slow
+@with_workers
 def test_a_table_a_folder_for_each_job_and_nothing_runs_twice(workers, tiny):
     grid = {"case": ["good", "other"], "alpha": [0.25, 0.5, 1]}
     swept = tiny.run(workers, grid, parameters={"values": [3, 4]})
@@ -273,6 +294,7 @@ def test_a_table_a_folder_for_each_job_and_nothing_runs_twice(workers, tiny):
 
 
 @pytest.mark.slow
+@with_workers
 def test_another_table_than_the_first(workers, tiny):
     assert tiny.run(workers, {"alpha": [1]}, table="others").table.n.tolist() == [1, 2]
     (tiny.out / "sweep.csv").unlink()
@@ -282,6 +304,7 @@ def test_another_table_than_the_first(workers, tiny):
 
 
 @pytest.mark.slow
+@with_workers
 def test_a_job_that_fails_is_a_row_and_runs_again_the_next_time(workers, tiny):
     cases = ["raise", "die", "unfinished", "once", "good"]
     swept = tiny.run(workers, {"case": cases})
@@ -303,20 +326,23 @@ def test_a_job_that_fails_is_a_row_and_runs_again_the_next_time(workers, tiny):
 
 
 @pytest.mark.slow
+@with_workers
 def test_a_hung_cell_is_a_failed_job(workers, tiny):
     (error,) = tiny.run(workers, {"case": ["hang"]}, cell_timeout=2).errors.values()
     assert "CellTimeoutError" in error
 
 
 @pytest.mark.slow
+@with_workers
 def test_a_job_whose_worker_is_killed_is_done_again(workers, tiny):
     swept = tiny.run(workers, {"case": ["killer"], "alpha": [1, 2]})
     assert swept.errors == {} and swept.table.twice.tolist() == [2, 4]
     assert len(tiny.ran()) == 3
-    workers.wait_for_workers(3, timeout=60)
+    workers.wait_for_workers(N_WORKERS, timeout=60)
 
 
 @pytest.mark.slow
+@with_workers
 def test_what_the_notebook_wrote_with_results_is_found(workers, tmp_path):
     study = 'run.table(pd.DataFrame({"beads": [seed, seed + 1]}), "first")\n'
     body = BODY.format(name="real").replace("run.table", study + "run.table")
@@ -426,15 +452,6 @@ def test_a_folder_that_cannot_be_written_is_refused(tiny):
         assert result.exit_code == 1 and str(out) in result.output and tiny.ran() == []
 
 
-@pytest.mark.slow
-def test_no_scheduler_at_the_address(tiny):
-    for address in ("tcp://127.0.0.1:9", "nonsense"):
-        result = command(tiny.path, *GOOD, "--scheduler", address, "--out", tiny.out)
-        assert result.exit_code == 1
-        assert f"dss: no scheduler answers at {address}" in result.output
-    assert not tiny.out.exists()
-
-
 def test_a_second_sweep_in_a_folder_is_refused(tiny):
     tiny.out.mkdir()
     (tiny.out / ".owner").write_text("process 7 on elsewhere")
@@ -458,6 +475,7 @@ def small_disk(folder):
 
 
 @pytest.mark.slow
+@with_workers
 def test_on_a_full_disk_nothing_is_half_written_and_later_it_goes_on(workers, tiny, tmp_path):
     with small_disk(tmp_path / "disk") as disk:
         tiny.out = disk / "out"
@@ -496,6 +514,146 @@ def test_a_disk_that_fills_up_at_the_end_keeps_the_earlier_table(tiny, monkeypat
         sweeps.write_table(tiny.out, found, tiny.path, {}, {}, {}, 3, {})
     assert [path.name for path in tiny.out.iterdir()] == ["sweep.parquet"]
     assert (tiny.out / "sweep.parquet").read_text() == "of before"
+
+
+# --- what an ending leaves
+
+
+@pytest.fixture
+def quick_jobs(monkeypatch):
+    """Jobs that start no kernel, and that workers can run without dss, whose import takes long."""
+
+    def run_job(job):
+        import json
+        import time
+        from pathlib import Path
+
+        time.sleep(0.1)
+        folder = Path(job["folder"])
+        folder.mkdir()
+        error = "no luck" if job["parameters"]["case"] == "raise" else ""
+        record = {"status": "failed" if error else "done", "error": error, "seconds": 0.1}
+        texts = {"t_numbers.csv": "n\n1\n", "manifest.json": "{}", "job.json": json.dumps(record)}
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        return record
+
+    monkeypatch.setattr(sweeps, "run_job", run_job)
+
+
+@pytest.fixture
+def silent_port():
+    """The address of a port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"tcp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def interrupted(function):
+    """The function, with a Ctrl-C in the main thread half a second after it is called."""
+    interrupt = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)
+
+    def start(*arguments, **options):
+        threading.Timer(0.5, interrupt).start()
+        return function(*arguments, **options)
+
+    return start
+
+
+STOPPED = "dss: stopped; what is finished stays"
+ENDINGS = {  # exit status and message, by what happens when the first job has ended
+    "success": (0, "6 jobs: 6 succeeded"),
+    "failed jobs": (1, "3 of 6 jobs failed"),
+    "Ctrl-C": (130, STOPPED),
+    "a lost scheduler": (1, "dss: the scheduler was lost"),
+    "an exception": (1, ""),
+}
+
+
+@pytest.mark.slow
+@with_workers
+@pytest.mark.parametrize("where", ["--jobs", "--scheduler"])
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_every_ending_leaves_nothing_behind(
+    ending, where, workers, tiny, quick_jobs, request, monkeypatch
+):
+    clients, client_of = [], grid.client_of
+
+    @contextmanager
+    def client_seen(*arguments):
+        with client_of(*arguments) as client:
+            clients.append(client)
+            yield client
+
+    monkeypatch.setattr(grid, "client_of", client_seen)
+    options = [where, "1" if where == "--jobs" else workers.scheduler.address]
+    if (ending, where) == ("a lost scheduler", "--scheduler"):
+        cluster = request.getfixturevalue("cluster")
+        cluster.worker()
+        options = [where, cluster.address]
+    end_job = sweeps._Progress.end_job
+
+    def first_job_ends(*arguments):
+        monkeypatch.setattr(sweeps._Progress, "end_job", end_job)
+        if ending == "Ctrl-C":
+            raise KeyboardInterrupt
+        if ending == "an exception":
+            raise ZeroDivisionError("in the driver")
+        if ending == "a lost scheduler":
+            if where == "--jobs":
+                clients[0].cluster.sync(clients[0].cluster.scheduler.close)
+            else:
+                cluster.scheduler.kill()
+            wait_for(lambda: clients[0].status != "running", "loss")
+        return end_job(*arguments)
+
+    monkeypatch.setattr(sweeps._Progress, "end_job", first_job_ends)
+    monkeypatch.setitem(dask.config.config["distributed"]["comm"]["timeouts"], "connect", "1s")
+    case = "case=good,raise" if ending == "failed jobs" else "case=good,other"
+    with nothing_left_behind():
+        result = command(
+            tiny.path, "--grid", case, "--grid", "alpha=1,2,3", "--out", tiny.out, *options
+        )
+    status, message = ENDINGS[ending]
+    assert result.exit_code == status and message in result.output, result.output
+    assert (type(result.exception) is ZeroDivisionError) == (ending == "an exception")
+    assert [client.status for client in clients] == ["closed"]
+    assert (where == "--jobs") == (clients[0].cluster is not None)
+    assert workers.submit(abs, -1, pure=False).result(timeout=60) == 1
+
+
+@with_workers
+def test_no_scheduler_at_the_address_is_an_error_that_leaves_nothing_behind(
+    tiny, silent_port, monkeypatch
+):
+    monkeypatch.setattr(commands, "SECONDS_TO_ANSWER", 0.5)
+    for address in ("tcp://127.0.0.1:9", silent_port, "nonsense", "foo://127.0.0.1:9"):
+        with nothing_left_behind():
+            result = command(tiny.path, *GOOD, "--scheduler", address, "--out", tiny.out)
+        assert result.exit_code == 1
+        assert f"dss: no scheduler answers at {address}" in result.output
+    assert not tiny.out.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("where", ["--jobs", "--scheduler"])
+def test_control_c_in_a_start_leaves_nothing_behind(where, tiny, silent_port, monkeypatch):
+    kind, name = {
+        "--jobs": (distributed.LocalCluster, "__init__"),
+        "--scheduler": (distributed.comm, "connect"),
+    }[where]
+    monkeypatch.setattr(kind, name, interrupted(getattr(kind, name)))
+    options = [where, "2" if where == "--jobs" else silent_port]
+    with nothing_left_behind():
+        result = command(tiny.path, *GOOD, "--out", tiny.out, *options)
+    assert result.exit_code == 130 and STOPPED in result.output
+    assert tiny.ran() == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_a_client_whose_start_is_interrupted_is_closed(silent_port):
+    with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
+        interrupted(grid.client_of(silent_port).__enter__)()
 
 
 # --- as a process

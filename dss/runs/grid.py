@@ -3,13 +3,14 @@
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 REPORTED = ("job", "error", "seconds_job")  # columns in which a sweep says how it went
 
@@ -50,8 +51,11 @@ def sweep(
     if client is None and jobs is None:
         outcomes = [call(point) for point in points_of(grid)]
     else:
-        with connected_client(client, jobs) as client:
-            in_order = sorted(run_each(client, call, points_of(grid)), key=lambda end: end[0])
+        with (
+            connected_client(client, jobs) as connected,
+            closing(run_each(connected, call, points_of(grid))) as ends,
+        ):
+            in_order = sorted(ends, key=lambda end: end[0])
         outcomes = [outcome or ([{}], first_line(failure)) for *_, outcome, failure in in_order]
     rows = [
         point | result | {"error": error}
@@ -117,14 +121,21 @@ def first_line(failure: Exception) -> str:
 def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
     """Run a function at every point; yields `(i, point, result, failure)` as they end.
 
-    Only a few are submitted ahead, so that a grid may be long.
+    Only a few are submitted ahead, so that a grid may be long.  Close it (`contextlib.closing`)
+    before the client, so that what still runs is cancelled however the loop over it ends.
+
+    Raises:
+        RuntimeError: the scheduler was lost.
     """
     from distributed import as_completed
 
-    waiting, ended = enumerate(points), as_completed()
+    waiting = enumerate(points)
+    ended = as_completed(loop=client.loop)  # of this client, whichever was made last
     submitted = {}  # point and its number, by future
 
     def submit() -> None:
+        if client.status != "running":
+            raise RuntimeError(f"the scheduler was lost ({client.status}); call again to go on")
         n_ahead = max(2, 2 * sum(client.nthreads().values()))
         for i, point in itertools.islice(waiting, max(0, n_ahead - len(submitted))):
             future = client.submit(function, point, pure=False)
@@ -144,35 +155,76 @@ def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
             submit()
             yield i, point, result, failure
     finally:
-        client.cancel(list(submitted))
+        if client.status == "running":
+            client.cancel(list(submitted))
 
 
 @contextmanager
-def connected_client(client, jobs: int | None):
+def connected_client(client, jobs: int | None) -> Iterator["Client"]:
     """The client that there is, or one of a cluster of processes on this machine."""
     if client is not None:
         yield client
         return
+    if jobs is None:
+        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with local_cluster(jobs) as cluster, client_of(cluster) as local_client:
+        yield local_client
+
+
+@contextmanager
+def local_cluster(n_workers: int) -> Iterator["LocalCluster"]:
+    """Processes on this machine; none of them is left, however the block or their start ends."""
     import logging
 
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import LocalCluster
 
-    if jobs is None:
-        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     deaf = "import signal; signal.signal(signal.SIGINT, lambda *_: None)"  # the driver stops them
     threads = {name: 1 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with (
         dask.config.set({"distributed.nanny.pre-spawn-environ": threads}),
-        LocalCluster(
-            n_workers=jobs,
+        ThreadPoolExecutor(1) as starter,  # Ctrl-C in a start halfway would leave its processes
+    ):
+        start = starter.submit(
+            LocalCluster,
+            n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=None,
             dashboard_address=None,
             scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},  # not that of another sweep
             preload=[deaf],
             silence_logs=logging.ERROR,
-        ) as cluster,
-        Client(cluster) as local_client,
-    ):
-        yield local_client
+        )
+        try:
+            yield start.result()
+        finally:
+            if start.exception() is None:
+                start.result().close()
+
+
+@contextmanager
+def client_of(scheduler: "str | LocalCluster", seconds: float = 30) -> Iterator["Client"]:
+    """A client of a scheduler; nothing of it is left, however the block or its start ends.
+
+    dask forgets a client whose start fails.  The collector then closes it, at any moment, and
+    waits for good where that moment is the start of another client.  Of a client that gave up its
+    lost scheduler dask leaves the thread.
+
+    Args:
+        scheduler: its address, or the cluster it is of.
+        seconds: after which a scheduler that does not answer counts as none.
+
+    Raises:
+        OSError: no scheduler answers.
+        ValueError: the address is none.
+    """
+    from distributed import Client
+
+    client = Client.__new__(Client)  # known here before its start, which may fail
+    try:
+        client.__init__(scheduler, timeout=seconds)
+        yield client
+    finally:
+        with suppress(OSError):  # of a connection that was lost
+            client.close(timeout=10)
+        client._loop_runner.stop()

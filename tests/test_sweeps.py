@@ -357,8 +357,8 @@ def test_what_the_notebook_wrote_with_results_is_found(workers, tmp_path):
     study = 'run.table(pd.DataFrame({"beads": [seed, seed + 1]}), "first")\n'
     body = BODY.format(name="real").replace("run.table", study + "run.table")
     path = write_notebook(tmp_path, "real", body, FINISH)
-    swept = sweeps.sweep_notebook(path, {"seed": [4]}, client=workers, out=tmp_path / "out")
-    assert swept.table.beads.tolist() == [4, 5]
+    swept = sweeps.sweep_notebook(path, {"seed": [4, 8]}, client=workers, out=tmp_path / "out")
+    assert swept.table.beads.tolist() == [4, 5, 8, 9]
     again = sweeps.sweep_notebook(
         path, {"seed": [4]}, client=workers, out=tmp_path / "out", table="numbers"
     )

@@ -114,6 +114,7 @@ def call_at(function: Callable, point: Mapping) -> tuple[list[dict], str]:
 
 
 def first_line(failure: Exception) -> str:
+    """An error in one line: its name, and the first line of what it says."""
     lines = str(failure).strip().splitlines() or [""]
     return f"{type(failure).__name__}: {lines[0]}"
 
@@ -159,15 +160,18 @@ def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
             client.cancel(list(submitted))
 
 
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 @contextmanager
 def connected_client(client, jobs: int | None) -> Iterator["Client"]:
     """The client that there is, or one of a cluster of processes on this machine."""
     if client is not None:
         yield client
         return
-    if jobs is None:
-        jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with local_cluster(jobs) as cluster, client_of(cluster) as local_client:
+    with local_cluster(jobs or n_cores()) as cluster, client_of(cluster) as local_client:
         yield local_client
 
 

@@ -26,6 +26,7 @@ from dss.runs.execute import (
     key_of,
     versions_of,
 )
+from dss.runs.grid import n_cores
 from dss.runs.progress import Progress
 
 SIZES = ("quick", "paper")
@@ -176,11 +177,6 @@ def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[
     if not any(outcome.error for outcome in ended.values()):
         _note_unfinished(folder, call, None)
     return [ended[run.name] for run in runs]
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _seconds_before(name: str, folder: Path, size: str) -> float:

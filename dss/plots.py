@@ -1,11 +1,13 @@
 """One function per kind of figure: arrays and tables in, a matplotlib Figure out."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import MatplotlibDeprecationWarning
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -198,8 +200,8 @@ def distributions(
     shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         rows = {"data": table, "y": column, "ax": axis}
-        sns.boxplot(**shared, **rows, fill=False, showfliers=False, width=0.7, linewidth=1)
-        with _same_jitter():
+        with _seaborn_tamed():
+            sns.boxplot(**shared, **rows, fill=False, showfliers=False, width=0.7, linewidth=1)
             sns.stripplot(**shared, **rows, size=3, alpha=0.5, legend=False, jitter=0.15)
         axis.set(xlabel=x_label, ylabel=label)
         if (table[column] % 1 == 0).all():
@@ -211,12 +213,15 @@ def distributions(
 
 
 @contextmanager
-def _same_jitter() -> Iterator[None]:
-    """seaborn jitters with NumPy's global generator, which must not change with the drawing."""
+def _seaborn_tamed() -> Iterator[None]:
+    """The same jitter every time, from NumPy's global generator, which is left as it was; and no
+    word of how seaborn 0.13 calls matplotlib 3.11."""
     state = np.random.get_state()
     np.random.seed(0)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", MatplotlibDeprecationWarning)
+            yield
     finally:
         np.random.set_state(state)
 

@@ -1,0 +1,89 @@
+"""Studies: the same pairs at falling thresholds, and how their distributions are drawn."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import dss
+from dss import plots
+from dss.status import Status
+from dss.studies import descending_study
+
+OPTIONS = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200, "max_depth": 3}
+
+
+def test_the_same_networks_are_trained_on_from_threshold_to_threshold(quad64, seeded, tmp_path):
+    asked = []
+
+    def checkpoint(name):
+        asked.append(name)
+        return tmp_path / name
+
+    L0 = [0.05, 0.02]
+    strings, table = descending_study(quad64, L0, 2, seeded(3), checkpoint, **OPTIONS)
+    assert asked == ["mse 0.05.ends", "mse 0.05", "mse 0.02.ends", "mse 0.02"]
+    assert table.L0.tolist() == [0.05, 0.05, 0.02, 0.02] and table.pair.tolist() == [0, 1, 0, 1]
+    assert len(strings) == 4
+
+    generator = seeded(3)
+    thetas = quad64.init(4, generator)
+    training = {name: v for name, v in OPTIONS.items() if name != "max_depth"}
+    for k, threshold in enumerate(L0):
+        ends = dss.train_to(quad64, thetas, threshold, generator, **training)
+        thetas = ends.thetas
+        here = strings[2 * k : 2 * k + 2]
+        for pair, string in enumerate(here):
+            assert torch.equal(string.thetas[[0, -1]], thetas[2 * pair : 2 * pair + 2])
+            row = table.iloc[2 * k + pair]
+            assert row.n_lost == int((~ends.reached).sum())
+            if string.trace:
+                assert row.straight_line == string.trace[0]["Gamma_tilde"]
+        pairs = thetas[::2], thetas[1::2]
+        dss.find_strings(quad64, *pairs, threshold, generator=generator, **OPTIONS)
+
+
+def test_networks_that_do_not_get_there_are_counted(quad64, seeded):
+    options = OPTIONS | {"max_steps": 1}
+    strings, table = descending_study(quad64, [1e-6], 3, seeded(), **options)
+    assert {string.status for string in strings} == {Status.ENDPOINT_ABOVE_L0}
+    assert table.n_lost.tolist() == [6, 6, 6]
+    assert all(math.isnan(value) for value in table.straight_line)
+
+
+@pytest.fixture
+def pairs():
+    rng = np.random.default_rng(0)
+    columns = {"alpha": [0.5, 0.9] * 20, "L0": [0.01] * 20 + [0.003] * 20}
+    return pd.DataFrame(columns | {"n_beads": rng.integers(0, 9, 40), "length": rng.random(40)})
+
+
+def test_a_distribution_shows_every_row_and_is_the_same_every_time(pairs):
+    panels = {"n_beads": "beads", "length": "normalized length"}
+    drawn = []
+    for seed in (1, 2):
+        np.random.seed(seed)
+        figure = plots.distributions(pairs, "alpha", panels, "L0", r"$\alpha$", {0.01: "high"})
+        expected = np.random.RandomState(seed).random()
+        assert np.random.random() == expected, "the global generator is left as it was"
+        points = [np.concatenate([np.asarray(c.get_offsets()) for c in axis.collections])
+                  for axis in figure.axes]  # fmt: skip
+        drawn.append(points)
+        for axis, (column, label) in zip(figure.axes, panels.items(), strict=True):
+            assert axis.get_ylabel() == label and axis.get_xlabel() == r"$\alpha$"
+            heights = np.sort(points[list(panels).index(column)][:, 1])
+            assert np.allclose(heights, np.sort(pairs[column]))
+        assert [text.get_text() for text in figure.legends[0].get_texts()] == ["high", "0.003"]
+        plots.plt.close(figure)
+    for one, other in zip(*drawn, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_the_style_is_set_when_it_is_asked_for_and_not_before():
+    with plots.plt.rc_context():
+        plots.plt.rcdefaults()
+        before = plots.plt.rcParams["savefig.dpi"]
+        plots.use_style()
+        assert plots.plt.rcParams["savefig.dpi"] == plots.STYLE["savefig.dpi"] != before

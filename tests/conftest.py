@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 import torch
 from browser import browser, page, site  # noqa: F401
+from classes import released  # noqa: F401
 from torch.nn.utils import vector_to_parameters
 
 import dss

@@ -48,6 +48,7 @@ def modules_of(task: Task) -> list[str]:
     """The modules of dss that a search on a task begins from: its own, and those in which the
     task's layers and functions are written.  What these import counts too."""
     functions = [task.init_function, task.loss_function, task.metric_function, task.noise]
+    functions.append(getattr(task, "function", None))  # of a landscape
     functions = [getattr(f, "func", f) for f in functions]  # of a partial
     layers = [type(layer) for layer in task.module.modules()] if task.module else []
     names = {getattr(code, "__module__", None) or "" for code in [*functions, *layers, type(task)]}

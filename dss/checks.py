@@ -101,8 +101,10 @@ def check_rule(t_star: str) -> None:
 
 
 def check_grid(n_t: int) -> None:
-    """Raise ValueError for fewer than three grid points."""
-    if n_t < 3 or n_t != int(n_t):
+    """Raise ValueError for fewer than three grid points, or a number that is not whole."""
+    if n_t != int(n_t):
+        raise ValueError(f"n_t is {n_t}; a whole number of grid points is needed")
+    if n_t < 3:
         raise ValueError(f"n_t is {n_t}; at least 3 grid points are needed (both ends, a middle)")
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dss.checks import check_grid, check_rule, check_segments
+from dss.checks import check_grid, check_rule, check_segments, check_theta
 from dss.task import Task
 from dss.theta import interpolate, segment_lengths
 
@@ -64,10 +64,13 @@ def Gamma_tilde(task: Task, thetas: Tensor, n_t: int = 33) -> float:
         The largest gamma, in the unit of `task.metric`; inf where the loss is NaN.
 
     Raises:
-        TypeError, ValueError: as in `interpolated_loss`.
+        TypeError, ValueError: as in `interpolated_loss`; ValueError for fewer than two networks.
 
     Paper: Eq. (4), Sec. II.B.
     """
+    check_theta(thetas, "thetas", (None, task.n_params), finite=True)
+    if len(thetas) < 2:
+        raise ValueError(f"thetas has {len(thetas)} networks; a string has at least two")
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)  # (K - 1, n_t)
     return float(_no_nan(gamma).max())
 

@@ -5,6 +5,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -61,13 +62,15 @@ class Training:
         if self.optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr is {self.lr}; it must be > 0 and finite")
+        if not (isinstance(self.lr, Real) and 0 < self.lr < math.inf):
+            raise ValueError(f"lr is {self.lr!r}; it must be > 0 and finite")
         least = {"batch_size": 1, "max_steps": 0, "patience": 1, "check_every": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is None and name in ("batch_size", "check_every"):
                 continue
+            if not isinstance(value, Real):
+                raise ValueError(f"{name} is {value!r}; a whole number >= {lowest} is needed")
             if not (lowest <= value < math.inf and value == int(value)):
                 raise ValueError(f"{name} is {value}; a whole number >= {lowest} is needed")
             object.__setattr__(self, name, int(value))  # 1e4 is as good as 10_000

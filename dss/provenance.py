@@ -64,7 +64,10 @@ def imported_modules(text: str, name: str, modules: Collection[str]) -> set[str]
         if isinstance(node, ast.Import):
             targets |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            above = name.split(".")[: -node.level] if node.level else []
+            # A package is its own parent.
+            n_up = node.level - any(module.startswith(f"{name}.") for module in modules)
+            parts = name.split(".")
+            above = parts[: len(parts) - n_up] if node.level else []
             base = ".".join([*above, *([node.module] if node.module else [])])
             inner = {f"{base}.{alias.name}" for alias in node.names}
             targets |= {target if target in modules else base for target in inner}

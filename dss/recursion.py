@@ -1,7 +1,10 @@
 """Read this first: the paper's five steps, one network at a time.
 
 Plain modules, `torch.optim` and recursion, as Sec. II.B tells it.  `dss.sampling` takes the same
-steps, under the same names, for thousands of pairs side by side, and finds the same strings.
+steps, under the same names, for thousands of pairs side by side; asked to put beads where this does
+(`t_star="grid"`), it finds the same strings.  What it has beyond this: minibatches, landscapes
+without a network, maxima between grid points, a margin for rounding, a push for beads that start at
+a stationary point.
 """
 
 import copy
@@ -20,7 +23,7 @@ def train_to(
     """Steps 1 and 3: descend the training loss until the metric is at or below the target.
 
     Args:
-        task: a network with whole batches.
+        task: of a network, trained on whole batches.
         theta: `(P,)`, where the descent begins.
         target: in the unit of `task.metric`.
         optimizer, lr, max_steps, patience: as in `dss.descent.Training`.
@@ -96,7 +99,9 @@ def find_string(
 
 
 def module_of(task, theta: Tensor) -> nn.Module:
-    """The task's network with the parameters `theta` `(P,)`."""
+    """The task's network with the parameters `theta` `(P,)`; ValueError where there is none."""
+    if task.module is None:
+        raise ValueError(f"{task.name} is an explicit function of theta; use dss.find_string")
     module = copy.deepcopy(task.module)
     vector_to_parameters(theta.clone(), module.parameters())
     return module

@@ -38,6 +38,7 @@ def find_strings(
     t_star: str = "max",
     slack: float = 1.0,
     insert_first: bool = False,
+    *,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     **training,

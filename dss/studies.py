@@ -111,7 +111,8 @@ def descending_study(
     for threshold in L0:
         piece = f"{task.metric} {threshold}"
         ends_file = checkpoint(f"{piece}.ends")
-        ends = train_to(task, thetas, threshold, generator, ends_file, **training)
+        descent = {"generator": generator, "checkpoint": ends_file} | training
+        ends = train_to(task, thetas, threshold, **descent)
         thetas, n_lost = ends.thetas, int((~ends.reached).sum())
         pairs = thetas[::2], thetas[1::2]
         search = {"generator": generator, "checkpoint": checkpoint(piece)} | options

@@ -44,7 +44,7 @@ class Trained:
     status: list[Status]
 
     def __post_init__(self):
-        self.status[:] = map(Status, self.status)
+        object.__setattr__(self, "status", [Status(status) for status in self.status])
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +150,7 @@ def train_to(
     task: Task,
     thetas: Tensor,
     target: float | Tensor,
+    *,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     **training,
@@ -276,8 +277,10 @@ def _descend(task, thetas, target, batches: "_batches", training: Training) -> T
 
 
 def steps_see_all(task: Task, batch_size: int | None) -> bool:
-    """Whether every gradient step sees the whole training sample."""
+    """Whether every gradient step sees the whole training sample; ValueError for a size < 1."""
     size = task.batch_size if batch_size is None else batch_size
+    if size is not None and size < 1:
+        raise ValueError(f"batch_size is {size}; at least 1 is needed")
     return size is None or not task.splits or size >= len(task.splits["train"][0])
 
 

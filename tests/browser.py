@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from filelock import FileLock
 from playwright.sync_api import Error, sync_playwright
+from scratch import made_once
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -105,17 +105,12 @@ def page(browser):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory, worker_id):
-    """Folder of the site, built once for all processes of a test run."""
-    base = tmp_path_factory.getbasetemp()
-    base = base if worker_id == "master" else base.parent  # which they share
-    with FileLock(base / "site.lock"):
-        if not (base / "site").exists():
-            shutil.move(build(tmp_path_factory.mktemp("site")), base / "site")
-    return base / "site"
+    """Folder of the site."""
+    return made_once(tmp_path_factory, worker_id, "site", build) / "html"
 
 
 def build(folder):
-    """The site, from the committed notebooks, where no kernel would start."""
+    """Make the site in a folder, from the committed notebooks, where no kernel would start."""
     no_kernel, out = folder / "no_kernel", folder / "html"
     no_kernel.mkdir()
     (no_kernel / "ipykernel_launcher.py").write_text("raise SystemExit('a notebook is run')")
@@ -130,4 +125,3 @@ def build(folder):
         timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return out

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from scratch import made_once
 
 ASSIGNMENTS = Path(__file__).resolve().parents[1] / "notebooks" / "assignments"
 sys.path.insert(0, str(ASSIGNMENTS))
@@ -101,11 +102,14 @@ def _command(said, arguments, change):
 
 
 @pytest.fixture(scope="session")
-def released(tmp_path_factory):
+def released(tmp_path_factory, worker_id):
     """A course of the group, with nothing handed in; copy it before you change it."""
-    folder = tmp_path_factory.mktemp("released")
+    return made_once(tmp_path_factory, worker_id, "released", release) / "course"
+
+
+def release(folder):
+    """Release a course in a folder, in which loops are stopped early."""
     done = command(folder, "release", folder / "course", "--group", GROUP)
     assert done.returncode == 0, done.stderr
     with (folder / "course" / "nbgrader_config.py").open("a") as config:
         config.write(SHORT_LOOPS)
-    return folder / "course"

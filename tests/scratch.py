@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import nbformat
 import psutil
+from filelock import FileLock
 
 PARAMETERS = """\
 size: str = "quick"  # label
@@ -147,3 +148,16 @@ def nothing_left_behind(seconds=20):
     finally:
         gc.enable()
     assert not left, f"left behind: {sorted(left)}"
+
+
+def made_once(tmp_path_factory, worker_id, name, make):
+    """A folder that `make(folder)` fills, once for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent  # which they share
+    done = base / f"{name}.done"
+    with FileLock(base / f"{name}.lock"):
+        if not done.exists():
+            (base / name).mkdir()
+            make(base / name)
+            done.touch()
+    return base / name

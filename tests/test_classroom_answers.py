@@ -239,8 +239,8 @@ GROUPS = [pytest.param(group, marks=[slow] if group else []) for group in (0, 7,
 
 
 def in_order(name, *values, id):
-    """A parameter; all of an assignment share its processes.  4_study takes seconds each."""
-    marks = [pytest.mark.xdist_group(f"answers to {name}")] + [slow] * (name == "4_study")
+    """A parameter; those of 4_study take seconds each."""
+    marks = [slow] * (name == "4_study")
     return pytest.param(*values, marks=marks, id=id)
 
 
@@ -281,7 +281,6 @@ def test_from_its_own_cell_on_an_answer_does_what_it_does_in_the_whole_notebook(
     assert printed_from_top.endswith(printed) and len(printed) < len(printed_from_top)
 
 
-@pytest.mark.xdist_group("answers to 1_gamma")
 def test_an_answer_sees_nothing_of_another():
     body = BODY["interpolate"]
     harm = "\n\ntheta_1.zero_()\ndel dss.interpolated_loss\ntorch.manual_seed(5)\n"
@@ -290,7 +289,6 @@ def test_an_answer_sees_nothing_of_another():
     assert run_answer("1_gamma", 0, [("interpolate", body, LOOP)]) == before
 
 
-@pytest.mark.xdist_group("answers to 1_gamma")
 def test_an_answer_that_ends_its_process_is_told():
     change = ("gamma", BODY["gamma"], BODY["gamma"] + "\n\nimport os\nos._exit(3)\n")
     with pytest.raises(RuntimeError, match="'gamma'.* ended with 3"):

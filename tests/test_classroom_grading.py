@@ -27,7 +27,7 @@ from classes import (
     table_of,
 )
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("graded course")]
+pytestmark = pytest.mark.slow
 CHOSEN = [sample for sample in samples.SAMPLES if sample.name in REPRESENTATIVES]
 
 

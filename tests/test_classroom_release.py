@@ -8,11 +8,9 @@ from classes import GROUP, NAMES, release_of, samples, source
 from typer.testing import CliRunner
 
 slow = pytest.mark.slow
-of_a_course = pytest.mark.xdist_group("graded course")  # where there is one already
 LONG = "x" * 10**6
 
 
-@of_a_course
 @slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_release_holds_no_solution_and_no_hidden_test(released, name):
@@ -30,7 +28,6 @@ def test_a_release_holds_no_solution_and_no_hidden_test(released, name):
     assert f"group: int = {GROUP}" in cells["parameters"].source
 
 
-@of_a_course
 @slow
 def test_release_does_not_overwrite(released):
     done = CliRunner().invoke(classroom.app, ["release", str(released)])

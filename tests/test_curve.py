@@ -135,3 +135,11 @@ def test_paths_as_one_table(ring):
         dss.compare_paths(ring, {})
     with pytest.raises(ValueError, match="path 'dot' has 1 networks"):
         dss.compare_paths(ring, {"dot": thetas[:1]})
+
+
+@pytest.mark.parametrize("rows, message", [(1, "thetas has 1 networks"), (0, "thetas has 0 netw")])
+def test_a_string_of_less_than_two_networks_has_no_Gamma_tilde(quad64, rows, message):
+    with pytest.raises(ValueError, match=message):
+        dss.Gamma_tilde(quad64, quad64.init(2)[:rows])
+    with pytest.raises(ValueError, match=r"thetas has shape \(33,\); \(any, 33\) is needed"):
+        dss.Gamma_tilde(quad64, quad64.init(1)[0])

@@ -49,6 +49,8 @@ def test_an_unknown_argument_is_refused_with_the_known_ones(function, quad64):
         ({"patience": 0}, "patience is 0; a whole number >= 1 is needed"),
         ({"check_every": -3}, "check_every is -3"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_steps": "3"}, "max_steps is '3'; a whole number >= 0 is needed"),
+        ({"lr": "fast"}, "lr is 'fast'; it must be > 0"),
     ],
 )
 def test_a_setting_out_of_range_is_refused(settings, message):

@@ -9,6 +9,8 @@ import torch
 
 import dss
 from dss.proofs.checker import check_certificate
+from dss.runs import reproduce
+from dss.runs import verify as verify_module
 from dss.runs.verify import verify
 
 # Written by version 0.1.0 before the package had wings; see the commit that added them.
@@ -67,5 +69,31 @@ def test_a_manifest_names_what_there_is_to_verify(tmp_path):
     shutil.copytree(FORMATS / "quick", folder)
     with pytest.raises(ValueError, match="there is of: 01_definitions"):
         verify(["07_none"], committed=tmp_path)
-    (entry,) = json.loads((folder / "manifest.json").read_text()).values()
-    assert {"notebook", "tables", "tolerances", "timings", "sha256", "seconds"} <= set(entry)
+
+
+def test_the_tables_of_an_old_manifest_are_verified(tmp_path, monkeypatch):
+    """Its files are given again, but for one number within its tolerance and one beyond."""
+    manifest = json.loads((FORMATS / "quick" / "manifest.json").read_text())
+    (tables,) = {tuple(entry["tables"]) for entry in manifest.values()}
+    old, new = tmp_path / "old" / "quick", tmp_path / "new" / "quick"
+    for folder, length in ((old, 1.2), (new, 1.21)):
+        shutil.copytree(FORMATS / "quick", folder)
+        for name in tables:
+            (folder / name).write_text(f"normalized_length,L0\n{length},{length}\n")
+
+    def run(names, size, device, out, cell_timeout, jobs):
+        shutil.copytree(new, Path(out) / size)
+        return [reproduce.Outcome(name, 1.0, []) for name in names]
+
+    monkeypatch.setattr(verify_module, "reproduce", run)
+    found = verify([], committed=old.parent).set_index(["table", "column"]).verdict
+    assert set(found.xs("normalized_length", level="column")) == {"within tolerance"}
+    assert set(found.xs("L0", level="column")) == {"DIFFERS"}
+    assert len(tables) >= 3 and set(tables) <= set(found.index.get_level_values("table"))
+
+
+def test_a_checkpoint_of_another_version_is_refused_by_its_name(task, string, tmp_path):
+    content, path = (FORMATS / "quad.checkpoint").read_bytes(), tmp_path / "c"
+    path.write_bytes(content.replace(b"dss-checkpoint-1", b"dss-checkpoint-9"))
+    with pytest.raises(ValueError, match="format is 'dss-checkpoint-9'; 'dss-checkpoint-1' is kn"):
+        dss.find_string(task, *string.thetas[[0, -1]], 0.01, checkpoint=path, **SEARCH)

@@ -18,6 +18,7 @@ from packaging.utils import canonicalize_name
 import dss
 from dss import checkpoint, provenance
 from dss.descent import Training
+from dss.problems import PROBLEMS
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -97,6 +98,9 @@ def test_imports_point_downward():
         ("task", "from dss.runs.reproduce import reproduce"),
         ("proofs.checker", "from dss.proofs import bounds"),
         ("recursion", "from dss.theta import interpolate"),
+        ("networks", "from . import stacks"),
+        ("networks", "from .stacks import stacked_losses"),
+        ("networks", "from ..task import Task"),
     ],
 )
 def test_an_upward_edge_is_seen(module, line):
@@ -118,6 +122,13 @@ def test_import_dss_needs_only_its_dependencies():
     heavy |= {"distributed", "dask", "pyarrow", "filelock"}
     assert "dss" in done.stdout.split()
     assert not heavy & set(done.stdout.split())
+
+
+def test_import_of_plots_waits_for_pandas_and_seaborn():
+    code = "import sys, dss.plots; print(*{'pandas', 'seaborn', 'scipy'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
 
 
 def test_the_public_names_are_two_dozen_that_readers_meet():
@@ -158,6 +169,7 @@ def test_the_module_in_which_a_layer_of_a_task_is_written_counts(seeded):
     assert "dss.networks.batchnorm" in checkpoint.modules_of(task)
     assert "dss.networks.batchnorm" not in SEARCHED
     assert "dss.tasks" in checkpoint.modules_of(dss.landscape(lambda v: v.sum(-1), 2))
+    assert "dss.problems" in checkpoint.modules_of(PROBLEMS["ring"].task("ring"))
     assert "dss.networks.losses" in checkpoint.modules_of(dss.digits("mlp", "error"))
 
 

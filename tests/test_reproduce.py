@@ -1,5 +1,6 @@
 """`dss reproduce`: what is refused, what survives a failure, what is put into place."""
 
+import errno
 import hashlib
 import json
 import os
@@ -144,12 +145,17 @@ def test_a_failure_does_not_stop_the_other_notebooks(project):
 @pytest.mark.slow
 def test_saved_outputs_carry_no_trace_of_papermill(real_project):
     project = real_project
+    path = project / "notebooks" / "01_good.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata["dss"] = {"data": []}
+    nbformat.write(notebook, path)
     assert run("--save-outputs").exit_code == 0
     path = project / "notebooks" / "01_good.ipynb"
     notebook = nbformat.read(path, as_version=4)
     assert "papermill" not in path.read_text() and "injected" not in path.read_text()
     assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
     assert notebook.cells[-1].outputs[0].text == "0.9\n"
+    assert notebook.metadata.dss == {"data": []}, "what it needs is not lost"
 
 
 @pytest.mark.slow
@@ -405,7 +411,9 @@ def test_less_than_one_job_is_refused(project):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_control_c_ends_all_kernels_and_the_same_command_goes_on(project):
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_control_c_ends_all_kernels_and_the_same_command_goes_on(project, jobs):
+    """Also where notebooks still wait for their turn."""
     log, once, folder = project / "log", project / "once", project / "figures" / "quick"
     hangs = f"""\
 import time
@@ -419,10 +427,10 @@ if not Path({str(once)!r}).exists():
         write_notebook(project / "notebooks", name, *light(name, hangs))
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
-        [sys.executable, "-c", PATCHED, "reproduce", "--jobs", "2"],
+        [sys.executable, "-c", PATCHED, "reproduce", "--jobs", jobs],
         cwd=project, env=marked_environment(mark), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    wait_for(lambda: log.exists() and log.read_text().count("begun") == 2, "both notebooks")
+    wait_for(lambda: log.exists() and log.read_text().count("begun") == int(jobs), "notebooks")
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130, said
@@ -430,12 +438,40 @@ if not Path({str(once)!r}).exists():
     assert "Traceback" not in said
     wait_for(lambda: not marked(mark), "end of the kernels", seconds=20)
     left = [path for path in folder.glob(".0*/.checkpoints/search")]
-    assert len(left) == 2, "checkpoints stay"
+    assert len(left) == int(jobs), "checkpoints stay"
     assert not list(folder.glob("0[23]*.csv"))
     once.touch()
     result = run("--jobs", "2")
     assert result.exit_code == 0, result.output
     assert {path.name for path in folder.glob(".*")} <= {".lock"}
+
+
+def test_a_full_disk_is_told_and_does_not_stop_the_others(project, monkeypatch):
+    move = module._move_into_place
+
+    def full(name, stage, folder):
+        if name == "01_good":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return move(name, stage, folder)
+
+    monkeypatch.setattr(module, "_move_into_place", full)
+    for name in ("02_two", "03_three"):
+        write_notebook(project / "notebooks", name, *light(name))
+    result = run("--jobs", "1")
+    assert result.exit_code == 1 and "1 of 3 notebooks failed: 01_good" in result.output
+    assert "No space left on device" in result.output
+    assert (project / "figures/quick/03_three_picture.png").exists()
+
+
+def test_an_error_of_our_own_ends_the_run_and_does_not_hang(project, monkeypatch):
+    def broken(*arguments):
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(module, "_move_into_place", broken)
+    for name in ("02_two", "03_three"):
+        write_notebook(project / "notebooks", name, *light(name))
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        module.reproduce([], jobs=1)
 
 
 def test_a_notebook_asks_for_its_data_in_its_metadata(project, monkeypatch):

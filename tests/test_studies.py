@@ -32,7 +32,7 @@ def test_the_same_networks_are_trained_on_from_threshold_to_threshold(quad64, se
     thetas = quad64.init(4, generator)
     training = {name: v for name, v in OPTIONS.items() if name != "max_depth"}
     for k, threshold in enumerate(L0):
-        ends = dss.train_to(quad64, thetas, threshold, generator, **training)
+        ends = dss.train_to(quad64, thetas, threshold, generator=generator, **training)
         thetas = ends.thetas
         here = strings[2 * k : 2 * k + 2]
         for pair, string in enumerate(here):

@@ -166,6 +166,13 @@ def test_columns_and_rows_that_only_one_side_has():
     assert row.verdict == "DIFFERS"
 
 
+def test_a_pattern_covers_the_number_of_rows_too():
+    before, after = pd.DataFrame({"x": [1.0] * 3}), pd.DataFrame({"x": [1.0] * 4})
+    for tolerances in ({"*": 0.5}, {"rows": 0.5}):
+        found = compare(before, after, tolerances, rows_vary=True)
+        assert found.verdict.tolist()[0] == "within tolerance", tolerances
+
+
 # --- of notebooks
 
 

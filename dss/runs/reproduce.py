@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,8 +86,9 @@ def reproduce(
         cell_timeout: seconds after which a cell counts as hung; by default 600 at quick size and
             none at paper size.
         save_outputs: also write the executed cells back into `notebooks/`.
-        jobs: notebooks side by side, those that took longest first; by default one for each core.
-            What they give does not depend on it: every kernel computes on one thread.
+        jobs: notebooks side by side, those that took longest first; by default one for each core,
+            and one where there is CUDA.  What they give does not depend on it: every kernel
+            computes on one thread (as long as memory does not decide what runs side by side).
 
     Returns:
         An `Outcome` per notebook, in the order of `names`.
@@ -121,10 +122,12 @@ def reproduce(
         runs.append(_Run(name, chosen, key, folder, executed, cell_timeout))
     folder.mkdir(parents=True, exist_ok=True)
     fetch_data(NOTEBOOKS / f"{run.name}.ipynb" for run in runs)
-    outcomes = _side_by_side(runs, folder, size, jobs or n_cores())
+    outcomes = _side_by_side(runs, folder, size, jobs or _usual_jobs(device))
     for outcome, run in zip(outcomes, runs, strict=True):
         if save_outputs and not outcome.error:
             _save_outputs(outcome.name, run.executed)
+    if not any(outcome.error for outcome in outcomes):
+        _note_unfinished(folder, _call_of(runs), None)
     return outcomes
 
 
@@ -147,14 +150,13 @@ class _Run:
 
 def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[Outcome]:
     """Run what an earlier call has not finished, `jobs` at a time, and note what has ended."""
-    call = " ".join(run.name for run in runs)
-    before, stop = _unfinished(folder).get(call, {}), threading.Event()
+    call, stop = _call_of(runs), threading.Event()
+    before = _unfinished(folder).get(call, {})
     ended = {
         run.name: Outcome(run.name, None, _figures_of(run.name, folder))
         for run in runs
         if before.get(run.name) == _state(run)
     }
-    done = {name: before[name] for name in ended}
     todo = [run for run in runs if run.name not in ended]
     todo.sort(key=lambda run: -_seconds_before(run.name, folder, size))
     n_cells = {run.name: run.n_cells for run in todo}
@@ -166,17 +168,27 @@ def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[
                 ended[run.name] = outcome
                 progress.ended(run.name, outcome.error)
                 if not outcome.error:
-                    done[run.name] = _state(run)
-                    _note_unfinished(folder, call, done)
+                    _note_unfinished(folder, call, {run.name: _state(run)})
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            while wait(futures, timeout=0.2).not_done:
+            while not all(future.done() for future in futures):
                 end_kernels()
+                time.sleep(0.1)
             raise
-    if not any(outcome.error for outcome in ended.values()):
-        _note_unfinished(folder, call, None)
     return [ended[run.name] for run in runs]
+
+
+def _call_of(runs: list[_Run]) -> str:
+    """What tells one call from another in the file of unfinished ones."""
+    return " ".join(run.name for run in runs)
+
+
+def _usual_jobs(device: str) -> int:
+    """One for each core; on a GPU, which all would share, one."""
+    import torch
+
+    return 1 if device != "cpu" and torch.cuda.is_available() else n_cores()
 
 
 def _seconds_before(name: str, folder: Path, size: str) -> float:
@@ -195,14 +207,15 @@ def _unfinished(folder: Path) -> dict[str, dict]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def _note_unfinished(folder: Path, call: str, done: dict | None) -> None:
-    """Note what a call has finished; with None forget the call."""
+def _note_unfinished(folder: Path, call: str, ended: dict | None) -> None:
+    """Note what else a call has finished; with None forget the call."""
     from filelock import FileLock
 
     with FileLock(folder / ".lock"):
-        calls = _unfinished(folder) | {call: done}
-        if done is None:
-            del calls[call]
+        calls = _unfinished(folder)
+        done = calls.pop(call, {})
+        if ended is not None:
+            calls[call] = done | ended
         if calls:
             write(folder / UNFINISHED, json.dumps(calls).encode())
         else:
@@ -230,8 +243,8 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
 
     name, started, figures = run.name, time.perf_counter(), []
     stage = run.folder / f".{name}-{run.key}"
-    stage.mkdir(exist_ok=True)
     try:
+        stage.mkdir(exist_ok=True)
         with FileLock(stage / ".lock", timeout=0):
             error = execute(
                 NOTEBOOKS / f"{name}.ipynb",
@@ -255,6 +268,8 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
                         shutil.rmtree(left)
     except Timeout:
         error = "not begun: another process is at it in this folder"
+    except OSError as failure:  # a full disk
+        error = f"its files: {failure}"
     return Outcome(name, time.perf_counter() - started, figures, error)
 
 
@@ -305,6 +320,6 @@ def _save_outputs(name: str, executed: Path) -> None:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-    }
+    } | {name: v for name, v in notebook.metadata.items() if name == "dss"}  # the data it needs
     text = nbformat.writes(notebook, version=4) + "\n"
     write(NOTEBOOKS / f"{name}.ipynb", text.encode())

@@ -117,9 +117,13 @@ def compare(
     compared = []
     tolerances = dict(tolerances or {})
     otherwise = tolerances.get("rows") if rows_vary else None
+
+    def allowed(name: str) -> float | None:
+        return next((v for k, v in tolerances.items() if fnmatchcase(name, k)), otherwise)
+
     if rows_vary:
         distance = abs(len(after) / max(1, len(before)) - 1)
-        compared.append(_judged("(rows)", distance, distance == 0, otherwise))
+        compared.append(_judged("(rows)", distance, distance == 0, allowed("rows")))
     for column in dict.fromkeys([*before, *after]):
         if column not in before or column not in after:
             only = f"only {'before' if column in before else 'now'}"
@@ -127,12 +131,10 @@ def compare(
         elif any(fnmatchcase(column, pattern) for pattern in timings):
             compared.append(Compared(column, "timing", None, "not compared"))
         else:
-            patterns = (v for k, v in tolerances.items() if fnmatchcase(column, k))
-            allowed = next(patterns, otherwise)
             is_same = before[column].equals(after[column])
             measure = _set_distance if rows_vary else _row_distance
             distance = 0.0 if is_same else measure(before[column], after[column])
-            compared.append(_judged(column, distance, is_same, allowed))
+            compared.append(_judged(column, distance, is_same, allowed(column)))
     return pd.DataFrame(compared)
 
 

@@ -64,9 +64,9 @@ class Reference:
 
     def __init__(self, name, group):
         solutions = [k for k, (_, code) in enumerate(code_cells(name)) if "### BEGIN SOL" in code]
-        self.left, self.to_come = set(), [TOP, *solutions]
+        self.starts, self.at = [TOP, *solutions], 0
         self.go, go = SERVER.Pipe()
-        pipes = {k: SERVER.Pipe() for k in self.to_come}
+        pipes = {k: SERVER.Pipe() for k in self.starts}
         self.ends = {k: ours for k, (ours, _) in pipes.items()}
         theirs = {k: end for k, (_, end) in pipes.items()}
         SERVER.Process(target=leave_copies, args=(name, group, go, theirs), daemon=True).start()
@@ -74,15 +74,16 @@ class Reference:
             end.close()
 
     def ask(self, start, request):
-        while start not in self.left:
+        while self.starts[self.at] < start:
             self.go.send("on")
-            self.left.add(self.to_come.pop(0))
+            self.at += 1
         self.ends[start].send(request)
         return self.ends[start].recv()
 
 
 def leave_copies(name, group, go, ends):
-    """Run a notebook, and leave a copy of this process before each cell whose number is in `ends`.
+    """Run a notebook, and leave a copy of this process before each cell whose number is in `ends`;
+    it goes on from there when it is told to.
 
     Each copy, and this process, ends when the one that asks has ended.
     """
@@ -92,9 +93,9 @@ def leave_copies(name, group, go, ends):
     with contextlib.suppress(EOFError):
         for k, (_, code) in enumerate(cells):
             if k in ends:
-                go.recv()
                 if os.fork() == 0:
                     answer_all(ends[k], cells[k:], variables)
+                go.recv()
             with contextlib.redirect_stdout(io.StringIO()):
                 exec(code, variables)
 

@@ -1,5 +1,7 @@
 """What is released holds no solution, what would do harm is refused, and nothing is lost."""
 
+import shutil
+
 import classroom
 import execution
 import pandas as pd
@@ -129,3 +131,23 @@ def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, 
     assert table.digest.to_dict() == {"ada": "", "bob": digests["bob"]}
     with pytest.raises(KeyboardInterrupt):
         classroom.grades(tmp_path)
+
+
+def test_old_points_are_taken_away_before_anything_is_graded(released, tmp_path):
+    out, pair = tmp_path / "course", ("ada", "2_bead")
+    shutil.copytree(released, out)
+    out.joinpath("submitted", *pair).mkdir(parents=True)
+    assert classroom.prepare(out, *pair)[0] == "no notebook"
+
+    def entries(gradebook):
+        (notebook,) = gradebook.find_submission("2_bead", "ada").notebooks
+        return notebook.grades
+
+    with classroom.course(out).gradebook as gradebook:
+        for entry in entries(gradebook):
+            entry.auto_score, entry.needs_manual_grade = 3, True
+        gradebook.db.commit()
+    classroom.prepare(out, *pair)
+    with classroom.course(out).gradebook as gradebook:
+        left = {(entry.auto_score, entry.needs_manual_grade) for entry in entries(gradebook)}
+    assert left == {(0, False)}

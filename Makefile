@@ -33,6 +33,7 @@ test: env lint
 
 # Between two edits: style, import rules and the tests of the library; the course has its own.
 check: env lint
+	$(BIN)/dss data
 	$(SIDE_BY_SIDE) -m "not slow" --ignore-glob='tests/test_classroom*' tests
 
 lint: env

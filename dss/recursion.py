@@ -1,10 +1,10 @@
 """Read this first: the paper's five steps, one network at a time.
 
-Plain modules, `torch.optim` and recursion, as Sec. II.B tells it.  `dss.sampling` takes the same
-steps, under the same names, for thousands of pairs side by side; asked to put beads where this does
-(`t_star="grid"`), it finds the same strings.  What it has beyond this: minibatches, landscapes
-without a network, maxima between grid points, a margin for rounding, a push for beads that start at
-a stationary point.
+Plain modules, `torch.optim` and recursion, as Sec. II.B tells it.  `dss.sampling` takes steps 2
+to 5 for thousands of pairs side by side, in the functions that the comments below name; step 1 is
+`dss.train_endpoints`.  Asked to put beads where this does (`t_star="grid"`), it finds the same
+strings.  What it has beyond this: minibatches, landscapes without a network, maxima between grid
+points, a margin for rounding, a push for beads that start at a stationary point.
 """
 
 import copy
@@ -81,17 +81,17 @@ def find_string(
 
     Paper: Sec. II.B.
     """
-    t_star, gamma_max = measure_segment(task, theta_1, theta_2, n_t)  # step 2
-    if gamma_max <= L0:  # step 4: this branch has come to its end
+    t_star, gamma_max = measure_segment(task, theta_1, theta_2, n_t)  # step 2, measure_segments
+    if gamma_max <= L0:  # step 4, test_segments: this branch has come to its end
         return [], True
     if max_depth == 0:
         return [], False
     start = torch.lerp(theta_1, theta_2, t_star)
-    bead, reached, _ = train_to(task, start, alpha * L0, **training)  # step 3
+    bead, reached, _ = train_to(task, start, alpha * L0, **training)  # step 3, train_beads
     if not reached:
         return [], False
     deeper = {"alpha": alpha, "max_depth": max_depth - 1, "n_t": n_t, **training}
-    left, left_is_low = find_string(task, theta_1, bead, L0, **deeper)  # step 5
+    left, left_is_low = find_string(task, theta_1, bead, L0, **deeper)  # step 5, halve_segments
     if not left_is_low:
         return [*left, bead], False
     right, right_is_low = find_string(task, bead, theta_2, L0, **deeper)

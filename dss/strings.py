@@ -33,7 +33,7 @@ class String:
         alpha: beads were trained to `alpha * L0`.
         slack: the pair test was gamma <= `slack * L0`.
         n_t: grid points a segment, both ends included.
-        Gamma_tilde: largest gamma on those grids, over all neighbours (Eq. 4); NaN when the
+        Gamma_tilde: largest gamma on those grids, over all neighbours (Eq. (4)); NaN when the
             search never began.  Neighbours that passed the test also passed it at their refined
             maximum, which may lie a little above the grid's.
         trace: per depth `depth`, `Gamma_tilde`, `open_segments` (above the threshold),

@@ -1,6 +1,7 @@
 """The algorithm one network at a time, and the same for many pairs: one and the same."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -70,11 +71,14 @@ def test_a_landscape_has_no_module_to_recurse_on(ring, point):
         recursion.find_string(ring, point(1, 0), point(-1, 0), 0.3)
 
 
-@pytest.mark.parametrize("step", ["measure_segment", "train_to", "find_string"])
-def test_a_step_bears_the_same_name_in_both(step):
-    plain = getattr(recursion, step)
-    assert inspect.getdoc(plain).startswith("Step")
-    assert hasattr(sampling, step) or hasattr(sampling, f"{step}s")
+STEPS = {2: "measure_segments", 3: "train_beads", 4: "test_segments", 5: "halve_segments"}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_each_step_leads_to_its_function_for_many_pairs(step):
+    comment = rf"# step {step}, {STEPS[step]}\b"
+    assert len(re.findall(comment, inspect.getsource(recursion.find_string))) == 1
+    assert inspect.getdoc(getattr(sampling, STEPS[step])).startswith(f"Step {step}: ")
 
 
 def test_it_can_be_read_in_a_few_minutes():

@@ -1,44 +1,56 @@
 """Dynamic String Sampling: paths of low loss between trained networks."""
 
-from dss.curve import Gamma_tilde, compare_paths, interpolated_loss, losses_along, t_star
-from dss.networks.batchnorm import batch_statistics
-from dss.proofs.certify import Certificate, certify, certify_strings
-from dss.results import Results
-from dss.runs.grid import sweep
-from dss.sampling import find_string, find_strings
-from dss.strings import String
-from dss.studies import study
-from dss.task import Task
-from dss.tasks import digits, landscape, mnist, polynomial, quad
-from dss.theta import flatten, interpolate
-from dss.train import train_endpoints, train_to
+from importlib import import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "Certificate",
-    "Gamma_tilde",
-    "Results",
-    "String",
-    "Task",
-    "batch_statistics",
-    "certify",
-    "certify_strings",
-    "compare_paths",
-    "digits",
-    "find_string",
-    "find_strings",
-    "flatten",
-    "interpolate",
-    "interpolated_loss",
-    "landscape",
-    "losses_along",
-    "mnist",
-    "polynomial",
-    "quad",
-    "study",
-    "sweep",
-    "t_star",
-    "train_endpoints",
-    "train_to",
-]
+# Where each public name lives.  Its module is imported when the name is first used, so that the
+# command `dss` does not wait for torch.
+HOMES = {
+    "Certificate": "proofs.certify",
+    "Gamma_tilde": "curve",
+    "Results": "results",
+    "String": "strings",
+    "Task": "task",
+    "batch_statistics": "networks.batchnorm",
+    "certify": "proofs.certify",
+    "certify_strings": "proofs.certify",
+    "compare_paths": "curve",
+    "digits": "tasks",
+    "find_string": "sampling",
+    "find_strings": "sampling",
+    "flatten": "theta",
+    "interpolate": "theta",
+    "interpolated_loss": "curve",
+    "landscape": "tasks",
+    "losses_along": "curve",
+    "mnist": "tasks",
+    "polynomial": "tasks",
+    "quad": "tasks",
+    "study": "studies",
+    "sweep": "runs.grid",
+    "t_star": "curve",
+    "train_endpoints": "train",
+    "train_to": "train",
+}
+__all__ = sorted(HOMES)
+
+
+def __getattr__(name: str):
+    """A public name, or a module of the package."""
+    if name.startswith("_"):
+        raise AttributeError(f"module 'dss' has no attribute {name!r}")
+    if name in HOMES:
+        found = getattr(import_module(f"dss.{HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+    try:
+        return import_module(f"dss.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"dss.{name}":
+            raise
+        raise AttributeError(f"module 'dss' has no attribute {name!r}") from None
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

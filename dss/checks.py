@@ -1,9 +1,12 @@
 """What arguments must be: refused by name, with the value and what is allowed."""
 
-from collections.abc import Mapping
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T_RULES = ("max", "coarse", "grid", "midpoint")
 
@@ -29,6 +32,8 @@ def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = 
         TypeError: not a floating-point tensor.
         ValueError: wrong shape, or a value that is not finite.
     """
+    from torch import Tensor
+
     if not isinstance(theta, Tensor):
         raise TypeError(f"{name} is a {type(theta).__name__}; a floating-point tensor is needed")
     if not theta.is_floating_point():
@@ -41,8 +46,8 @@ def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = 
     if len(got) != len(wanted) or any(w not in (None, g) for g, w in zip(got, wanted, strict=True)):
         text = ", ".join("..." if s is ... else "any" if s is None else str(s) for s in shape)
         raise ValueError(f"{name} has shape {tuple(theta.shape)}; ({text}) is needed")
-    if finite and not torch.isfinite(theta).all():
-        bad = (~torch.isfinite(theta)).nonzero()
+    if finite and not theta.isfinite().all():
+        bad = (~theta.isfinite()).nonzero()
         raise ValueError(
             f"{name} holds {len(bad)} values that are NaN or inf, the first at index "
             f"{tuple(bad[0].tolist())}; every value must be finite"
@@ -66,6 +71,8 @@ def check_segments(theta_1: Tensor, theta_2: Tensor, n_params: int) -> None:
         TypeError: not floating-point tensors.
         ValueError: another shape, unlike ends, NaN or inf.
     """
+    from torch import Tensor
+
     is_stack = isinstance(theta_1, Tensor) and theta_1.dim() > 1
     shape = (None, n_params) if is_stack else (n_params,)
     check_theta(theta_1, "theta_1", shape, finite=True)
@@ -88,6 +95,8 @@ def check_pairs(theta_1: Tensor, theta_2: Tensor, n_params: int) -> None:
 
 def per_pair(value: float | Tensor, n_pairs: int, name: str) -> Tensor:
     """`(M,)` float64 on the CPU from one value or from one for each of M pairs."""
+    import torch
+
     value = torch.as_tensor(value, dtype=torch.float64).cpu()
     if value.shape not in ((), (n_pairs,)):
         raise ValueError(f"{name} has shape {tuple(value.shape)}; one value or ({n_pairs},)")
@@ -110,7 +119,7 @@ def check_grid(n_t: int) -> None:
 
 def check_search(L0: Tensor, alpha: Tensor, max_depth, n_t, t_star, slack, insert_first) -> None:
     """Raise ValueError for an argument of a search that is out of range; L0, alpha `(M,)`."""
-    if not bool(((L0 > 0) & torch.isfinite(L0)).all()):
+    if not bool(((L0 > 0) & L0.isfinite()).all()):
         raise ValueError(f"L0 is {L0[~(L0 > 0)].tolist() or L0.tolist()}; finite and > 0 is needed")
     if not bool(((alpha > 0) & (alpha <= 1)).all()):
         bad = alpha[~((alpha > 0) & (alpha <= 1))][0]

@@ -166,7 +166,7 @@ def sweep(
         with _client_of(scheduler) as client:
             swept = runs.sweep_notebook(
                 notebook=notebook,
-                grid=_values(grid, "--grid", several=True),
+                grid=_values(grid, "--grid"),
                 parameters=_values(parameter or []),
                 client=client,
                 jobs=jobs,
@@ -233,36 +233,20 @@ def _fail(error) -> None:
     raise typer.Exit(1)
 
 
-def _values(pairs: list[str], option: str = "-p", several: bool = False) -> dict:
-    """Values by name, from NAME=VALUE; with `several` lists of them, from NAME=V1,V2."""
-    import yaml
+def _values(pairs: list[str], option: str = "-p") -> dict:
+    """Texts by name, from NAME=VALUE, as they were typed."""
+    from dss.parameters import Text
 
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not (name and equals):
-            form = "NAME=V1,V2,..." if several else "NAME=VALUE"
+            form = "NAME=V1,V2,..." if option == "--grid" else "NAME=VALUE"
             raise ValueError(f"{option} {pair}: {form} is needed")
         if name in values:
             raise ValueError(f"{option} {name} is given twice")
-        try:
-            values[name] = _number(yaml.safe_load(f"[{text}]" if several else text))
-        except yaml.YAMLError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"{option} {pair}: {text!r} is not a plain value ({reason})"
-            ) from error
+        values[name] = Text(text)
     return values
-
-
-def _number(value):
-    """YAML 1.1 reads 1e-3 as a string; make it the number that it is."""
-    if isinstance(value, list):
-        return [_number(item) for item in value]
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 @contextmanager

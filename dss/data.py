@@ -1,5 +1,7 @@
 """Data on disk: MNIST with its integrity checked, and samples of polynomials."""
 
+from __future__ import annotations
+
 import gzip
 import hashlib
 import io
@@ -12,13 +14,15 @@ import tempfile
 import urllib.request
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dss.files import write
 from dss.provenance import PROJECT
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Bytes and sha256 of the uncompressed IDX files, as LeCun, Cortes and Burges published them.
 MNIST_FILES = {
@@ -107,6 +111,7 @@ def load_digits() -> tuple[tuple[Tensor, Tensor], ...]:
         x float32 in [0, 1], `(1297, 1, 8, 8)` and `(500, 1, 8, 8)`; y int64.  The split is a fixed
         permutation: the file is ordered by writer.
     """
+    import torch
     from sklearn.datasets import load_digits as sklearn_digits
 
     bunch = sklearn_digits()
@@ -127,6 +132,8 @@ def polynomial_samples(coefficients: list[float], n: int, seed: int) -> tuple[Te
     Returns:
         x `(n, 1)` and y `(n, 1)`, float64.
     """
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 1, dtype=torch.float64, generator=generator)
     y = torch.from_numpy(np.polynomial.polynomial.polyval(x.numpy(), coefficients))

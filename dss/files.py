@@ -6,10 +6,10 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Built = TypeVar("Built")
 
@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> None:
         raise
 
 
-def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], values: Mapping) -> None:
+def save_tensors(path: Path, kind: str, tensors: Mapping[str, "Tensor"], values: Mapping) -> None:
     """Write tensors, bit for bit, and JSON values to one safetensors file.
 
     Args:
@@ -41,6 +41,7 @@ def save_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], values: M
     Raises:
         OSError: the folder cannot be written; an older file stays as it was.
     """
+    import torch
     from safetensors.torch import save
 
     # safetensors takes no tensors that share memory, as x and y of an autoencoder do.
@@ -75,7 +76,9 @@ def load_tensors(path: Path, kind: str, build: Callable[[dict, dict], Built]) ->
         raise ValueError(f"{path} is not a readable {what} file: {error}") from error
 
 
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+def _digest(tensors: Mapping[str, "Tensor"], text: str) -> str:
+    import torch
+
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -10,8 +10,6 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
-
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
 
@@ -76,6 +74,8 @@ def imported_modules(text: str, name: str, modules: Collection[str]) -> set[str]
 
 def environment(device: str = "auto") -> dict:
     """Versions, commit and hardware of this process."""
+    import torch
+
     cuda = torch.cuda.is_available() and device != "cpu"
     return {
         "dss": _version(),

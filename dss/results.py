@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.files import write
+from dss.parameters import check_parameters, declared_parameters, values_from_yaml
 from dss.provenance import PROJECT, environment, notebook_sha256
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Results:
         prefix: of the name of every file; by default the notebook's name.
 
     Raises:
-        ValueError: no `size` or `seed` among the parameters.
+        ValueError: no `size` or `seed` among the parameters, or a value that its line in the
+            parameters cell does not allow.
     """
 
     def __init__(
@@ -78,9 +80,13 @@ class Results:
         for name in ("size", "seed"):
             if name not in self.parameters:
                 raise ValueError(f"{notebook} has no parameter {name!r}; the manifest needs it")
+        self.file = PROJECT / "notebooks" / f"{notebook}.ipynb"
+        known = declared_parameters(self.file) if self.file.exists() else {}
+        check_parameters(self.file, {n: scope[n] for n in known if n in scope}, known=known)
         out = self.parameters.pop("out", "") or os.environ.get("DSS_OUT")
         self.folder = Path(out) if out else PROJECT / "figures" / self.parameters["size"]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.is_committed = _without_place(self.parameters) in committed_parameters(self.file)
         self.notebook, self.prefix = notebook, prefix or notebook
         self.tables, self.figures, self.rows_vary = {}, {}, set()
         self.tolerances, self.timings = dict(tolerances or {}), list(timings)
@@ -130,11 +136,23 @@ class Results:
         folder = self.folder / CHECKPOINTS
         return folder / name if folder.is_dir() else None
 
+    def expect(self, what: str, found: bool) -> None:
+        """Say whether something was found that the paper or the default parameters promise.
+
+        What holds of every run is for `assert`.
+
+        Raises:
+            AssertionError: it was not found, at the committed parameters of either size.
+        """
+        print(f"{what}: {'found' if found else 'not found'}")
+        if not found and self.is_committed:
+            raise AssertionError(f"{what}: not found, with the parameters that promise it")
+
     def finish(self) -> None:
         """Write the manifest: the last act of a notebook, and the sign that it came to its end."""
         entry = {
             "notebook": f"{self.notebook}.ipynb",
-            "notebook_sha256": notebook_sha256(PROJECT / "notebooks" / f"{self.notebook}.ipynb"),
+            "notebook_sha256": notebook_sha256(self.file),
             "parameters": self.parameters,
             "seed": self.parameters["seed"],
             "tables": self.tables,
@@ -147,6 +165,21 @@ class Results:
         }
         entries = {name: {"sha256": digest} | entry for name, digest in self.figures.items()}
         update_manifest(self.folder, entries, notebook=f"{self.notebook}.ipynb")
+
+
+def committed_parameters(notebook: Path) -> list[dict]:
+    """The parameters of a notebook at quick and at paper size, but for where it runs and writes."""
+    if not notebook.exists():
+        return []
+    quick = {name: known.default for name, known in declared_parameters(notebook).items()}
+    overrides = notebook.parent / "params" / "paper.yaml"
+    text = overrides.read_text(encoding="utf-8") if overrides.exists() else ""
+    paper = quick | {"size": "paper"} | values_from_yaml(text, notebook.stem, notebook)
+    return [_without_place(quick), _without_place(paper)]
+
+
+def _without_place(parameters: Mapping) -> dict:
+    return {name: v for name, v in parameters.items() if name not in ("device", "out")}
 
 
 def update_manifest(folder: Path, entries: Mapping[str, dict], notebook: str) -> None:

@@ -418,6 +418,7 @@ def test_endpoints_of_minibatch_tasks_are_drawn_as_needed(digits64, seeded):
 
 
 def test_pandas_waits_until_a_table_is_made():
-    code = "import sys, dss; assert 'torch' in sys.modules; sys.exit('pandas' in sys.modules)"
+    code = "import sys; from dss import *; "
+    code += "assert 'torch' in sys.modules; sys.exit('pandas' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

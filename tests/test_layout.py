@@ -24,7 +24,16 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the ground up; a module imports from lower floors only.
 FLOORS = [
-    {"checks", "files", "provenance", "status", "descent", "networks.losses", "networks.memory"},
+    {
+        "checks",
+        "files",
+        "parameters",
+        "provenance",
+        "status",
+        "descent",
+        "networks.losses",
+        "networks.memory",
+    },
     {"runs.progress", "geometry.passes"},
     {"theta", "data", "results", "plots", "stats", "networks.batchnorm", "networks.dense"},
     {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
@@ -113,7 +122,7 @@ def test_other_imports_are_let_through(line):
 
 
 def test_import_dss_needs_only_its_dependencies():
-    code = "import sys, torch; torch_needs = set(sys.modules); import dss; "
+    code = "import sys, torch; torch_needs = set(sys.modules); from dss import *; "
     code += "print(*{name.split('.')[0] for name in set(sys.modules) - torch_needs})"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True
@@ -122,6 +131,24 @@ def test_import_dss_needs_only_its_dependencies():
     heavy |= {"distributed", "dask", "pyarrow", "filelock"}
     assert "dss" in done.stdout.split()
     assert not heavy & set(done.stdout.split())
+
+
+def test_commands_do_not_wait_for_torch():
+    code = "import sys, dss.commands, dss.runs.sweeps, dss.runs.reproduce; "
+    code += "print(*{'torch', 'pandas', 'papermill', 'distributed'} & set(sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_the_package_has_its_names_and_modules_and_no_others():
+    assert {"quad", "t_star", "__version__"} <= set(dir(dss))
+    assert dss.theta.flatten is dss.flatten
+    for name in ("theta_star", "_theta", "__path"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(dss, name)
+    with pytest.raises(ImportError):
+        from dss import theta_star  # noqa: F401
 
 
 def test_import_of_plots_waits_for_pandas_and_seaborn():

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,52 +22,8 @@ NOTEBOOKS = PROJECT / "notebooks"
 ENGINE = "dss"  # of papermill: its own, with a call after each cell
 # Folders that hold the connection file of a kernel which runs now.
 _connections: set[str] = set()
-# Types a notebook declares, and the values that papermill may pass for them.
-TYPES = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 # What a notebook can say in its metadata that it cannot begin without.
 DATA = {"mnist": ensure_mnist}
-
-
-def known_parameters(notebook: Path) -> dict[str, dict]:
-    """Parameters of a notebook: per name papermill's `inferred_type_name`, `default` and `help`."""
-    import papermill
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return dict(papermill.inspect_notebook(str(notebook)))
-
-
-def check_parameters(notebook: Path, *points: Mapping) -> None:
-    """Refuse parameters that a notebook does not have, of another type, or that JSON cannot hold.
-
-    papermill itself only warns of an unknown name, and passes a tuple as a string.
-
-    Args:
-        notebook: the file.
-        points: parameters by name, any number of sets of them.
-
-    Raises:
-        ValueError: with the known names, or the type that is needed.
-    """
-    known = known_parameters(notebook)
-    for key, value in (item for point in points for item in point.items()):
-        if key not in known:
-            raise ValueError(f"{notebook.stem} has no parameter {key!r}; known: {', '.join(known)}")
-        wanted = known[key]["inferred_type_name"].split("[")[0]
-        is_right = isinstance(value, TYPES.get(wanted, object))
-        if not is_right or (isinstance(value, bool) and wanted != "bool"):
-            raise ValueError(
-                f"{notebook.stem}: {key} is {value!r} ({type(value).__name__}); {wanted} is needed"
-            )
-        try:
-            exact = json.loads(json.dumps(value, allow_nan=False)) == value
-        except (TypeError, ValueError):
-            exact = False
-        if not exact:
-            raise ValueError(
-                f"{notebook.stem}: {key} is {value!r}; plain JSON is needed: finite numbers, "
-                "strings, booleans, and lists of them"
-            )
 
 
 def fetch_data(notebooks: Iterable[Path]) -> None:

@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 from dss.files import write
+from dss.parameters import check_parameters, typed_values, values_from_yaml
 from dss.provenance import PROJECT
 from dss.results import CHECKPOINTS, update_manifest
 from dss.runs.execute import (
     NOTEBOOKS,
-    check_parameters,
     end_kernels,
     execute,
     fetch_data,
@@ -54,10 +54,9 @@ def notebook_names() -> list[str]:
 
 def paper_parameters(name: str) -> dict:
     """The paper-size overrides of a notebook, from `notebooks/params/paper.yaml`."""
-    import yaml
-
-    overrides = yaml.safe_load((NOTEBOOKS / "params" / "paper.yaml").read_text())
-    return {"size": "paper"} | overrides.get(name, {})
+    text = (NOTEBOOKS / "params" / "paper.yaml").read_text(encoding="utf-8")
+    overrides = values_from_yaml(text, name, NOTEBOOKS / f"{name}.ipynb")
+    return {"size": "paper"} | overrides
 
 
 def reproduce(
@@ -80,7 +79,8 @@ def reproduce(
     Args:
         names: as `notebook_names` gives them; all when empty.
         size: `"quick"` (the committed defaults) or `"paper"` (with `params/paper.yaml`).
-        parameters: overrides, plain JSON values; every notebook that runs must know them.
+        parameters: overrides, plain JSON values, or `dss.parameters.Text` that each notebook reads
+            by its own declaration; every notebook that runs must know them.
         device: `"auto"`, `"cpu"` or `"cuda"`.
         out: folder for `<size>/` tables and figures; `figures/` by default.
         cell_timeout: seconds after which a cell counts as hung; by default 600 at quick size and
@@ -103,6 +103,8 @@ def reproduce(
             raise ValueError(f"no notebook {name!r}; known: {', '.join(known)}")
     if size not in SIZES:
         raise ValueError(f"size is {size!r}; known: {', '.join(SIZES)}")
+    for own in {"size", "out"} & set(parameters or {}):
+        raise ValueError(f"{own} is no parameter to override here; use --{own}")
     if save_outputs and (parameters or size != "quick"):
         raise ValueError("outputs are committed at quick size with the default parameters only")
     if jobs is not None and jobs < 1:
@@ -114,8 +116,8 @@ def reproduce(
     runs = []
     for name in dict.fromkeys(names or known):
         overrides = paper_parameters(name) if size == "paper" else {}
-        chosen = overrides | {"device": device} | dict(parameters or {})
         notebook = NOTEBOOKS / f"{name}.ipynb"
+        chosen = overrides | {"device": device} | typed_values(notebook, parameters or {})
         check_parameters(notebook, chosen)
         key = key_of(versions_of(notebook), chosen)
         executed = executed_folder / f"{name}.ipynb"

@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.files import write
+from dss.parameters import check_parameters, declared_parameters, typed_values
 from dss.provenance import environment
 from dss.results import CHECKPOINTS
 from dss.runs.execute import (
     NOTEBOOKS,
-    check_parameters,
     execute,
     fetch_data,
     key_of,
-    known_parameters,
     versions_of,
 )
 from dss.runs.grid import (
@@ -107,14 +106,15 @@ def sweep_notebook(
     from filelock import FileLock, Timeout
 
     path = _find(notebook)
-    grid, fixed = check_points(grid), dict(parameters or {})
+    grid = check_points(typed_values(path, grid, several=True))
+    fixed = typed_values(path, parameters or {})
     if both := set(grid) & set(fixed):
         raise ValueError(f"{', '.join(sorted(both))}: both fixed and in the grid; one is needed")
-    check_parameters(path, fixed, *({name: v} for name, values in grid.items() for v in values))
-    if "out" not in known_parameters(path):
+    if "out" not in declared_parameters(path):
         raise ValueError(f"{path.stem} has no parameter 'out'; its tables need a folder")
     if "out" in grid | fixed:
         raise ValueError("out is the sweep's own: every job has a folder; use --out")
+    check_parameters(path, fixed, *(fixed | {n: v} for n, values in grid.items() for v in values))
     if reserved := set(REPORTED) & set(fixed):
         names = ", ".join(reserved)
         raise ValueError(f"{names}: a column of every table; it cannot be a parameter")

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-# One process for each core; a file runs in one of them, as tests that share a fixture need it.
+# A file runs in one process, as tests that share a fixture need it.
 SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export DSS_MNIST_DIR
 

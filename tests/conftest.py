@@ -14,10 +14,16 @@ import dss
 from dss import sampling
 from dss.networks import losses
 from dss.problems import PROBLEMS
+from dss.runs import grid
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("dss")
+
+
+def pytest_xdist_auto_num_workers():
+    """One process more than cores: while one waits for a kernel or a browser, another works."""
+    return grid.n_cores() + 1
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from dss.checks import check_alike, check_theta
+from dss.networks.units import places_of_units
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
@@ -75,37 +76,45 @@ def permute_units(
 ) -> Tensor:
     """The same networks with the units of one hidden layer in another order, and rescaled.
 
-    Their outputs stay the same; with ReLU or no activation they do so for any scale.
+    Their outputs stay the same, up to rounding.
 
     Args:
-        module: fully connected layers in sequence, with an elementwise activation between them.
+        module: linear layers, on inputs `(B, features)`, and convolutions in a plain
+            `nn.Sequential`, with activations, BatchNorm, LayerNorm, pooling and flattening
+            between them.
         theta: `(..., P)`.
-        order: `(h,)`, a permutation: unit i becomes the one that was `order[i]`.
-        layer: which hidden layer, from 0.
+        order: `(h,)`, a permutation: unit (channel) i becomes the one that was `order[i]`.
+        layer: which hidden layer, from 0; layers without weights and norms do not count.
         scale: > 0, a number, `(h,)` or `(..., h)`: weights and bias of each unit are multiplied by
-            it, the weights behind it divided.
+            it, the weights behind it divided.  Other than 1 only where nothing but ReLU, pooling
+            or flattening is between the two layers.
 
     Returns:
         `(..., P)`.
 
     Raises:
-        ValueError: there is no such hidden layer, or `order` is no permutation of its units.
+        TypeError: theta is not floating point.
+        ValueError: a network whose units are not known (residual, tied, attention, a forward of
+            one's own), no such hidden layer, `order` is no permutation of its units, or a scale
+            that would change the outputs.
     """
-    parts = unflatten(theta, shapes_of(module))
-    weights = [name for name in parts if name.endswith("weight")]
-    if not 0 <= layer < len(weights) - 1:
-        raise ValueError(f"layer is {layer}; the network has hidden layers 0 to {len(weights) - 2}")
-    weight, behind = weights[layer : layer + 2]
-    h, order = parts[weight].shape[-2], list(order)
-    if sorted(order) != list(range(h)) or parts[behind].shape[-1] != h:
+    h, places, stops = places_of_units(module, layer)
+    order = order.tolist() if isinstance(order, Tensor) else list(order)
+    if len(order) != h or set(order) != set(range(h)):
         raise ValueError(f"order is {order}; a permutation of the {h} units is needed")
-    scale = torch.as_tensor(scale).to(theta).expand(*theta.shape[:-1], h)
-    parts[weight] = parts[weight][..., order, :] * scale[..., None]
-    bias = weight.removesuffix("weight") + "bias"
-    if bias in parts:
-        parts[bias] = parts[bias][..., order] * scale
-    parts[behind] = parts[behind][..., order] / scale[..., None, :]
-    lead = theta.shape[:-1]
+    parts = unflatten(check_theta(theta, "theta"), shapes_of(module))
+    lead, index = theta.shape[:-1], torch.tensor(order, device=theta.device)
+    scale = torch.as_tensor(scale).to(theta).expand(*lead, h)
+    if not bool(((scale > 0) & scale.isfinite()).all()):
+        raise ValueError(f"scale is {scale.tolist()}; > 0 and finite is needed")
+    if stops and bool((scale != 1).any()):
+        raise ValueError(f"scale is not 1, but rescaled units do not come through {stops}")
+    for name, (axis, power) in places.items():
+        before = parts[name].shape[len(lead) : len(lead) + axis]
+        part = parts[name].reshape(*lead, *before, h, -1)  # of each unit a row
+        part = part.index_select(len(lead) + axis, index)
+        factor = scale.view(*lead, *[1] * axis, h, 1)
+        parts[name] = part * factor if power > 0 else part / factor if power < 0 else part
     return torch.cat([part.reshape(*lead, -1) for part in parts.values()], dim=-1)
 
 

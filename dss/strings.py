@@ -121,13 +121,15 @@ class String:
             The path.
 
         Raises:
-            OSError: the folder cannot be written; an older file stays as it was.
+            TypeError, ValueError: the path is no text or path; it is empty or a URL.
+            OSError: a folder, or in one that is not there or cannot be written, or a full disk; an
+                older file stays as it was.
         """
-        path, tensors = Path(path), {"thetas": self.thetas}
+        tensors = {"thetas": self.thetas}
         if self.length_mask is not None:
             tensors["length_mask"] = self.length_mask
-        save_tensors(path, STRING_FORMAT, tensors, {name: getattr(self, name) for name in VALUES})
-        return path
+        values = {name: getattr(self, name) for name in VALUES}
+        return save_tensors(path, STRING_FORMAT, tensors, values)
 
     @classmethod
     def load(cls, path: str | Path) -> "String":
@@ -140,8 +142,10 @@ class String:
             The string, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, of another format, or contradicts itself.
+            TypeError: the path is neither text nor a path.
+            OSError: there is no such file, or it cannot be read.
+            ValueError: the path is empty or a URL; the file is damaged, of another format, or
+                contradicts itself.
         """
 
         def build(tensors: dict, values: dict) -> String:
@@ -150,4 +154,4 @@ class String:
                 raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
             return cls(**tensors, **values)
 
-        return load_tensors(Path(path), STRING_FORMAT, build)
+        return load_tensors(path, STRING_FORMAT, build)

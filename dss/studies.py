@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dss.descent import TRAINING_SETTINGS
+from dss.files import check_target
 from dss.sampling import find_strings
 from dss.strings import String
 from dss.task import Task
@@ -44,6 +45,7 @@ def study(
         (`String.summary`, `task`, `pair`, and `n_drawn`, `n_discarded` endpoints at its threshold).
 
     Raises:
+        TypeError, ValueError, OSError: as in `find_strings`, before anything is trained.
         RuntimeError: too few networks reach a threshold.
 
     Paper: Sec. II.B.
@@ -52,7 +54,10 @@ def study(
 
     generator = generator or torch.Generator().manual_seed(0)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
-    ends_file = checkpoint and f"{checkpoint}.ends"
+    ends_file = None
+    if checkpoint is not None:
+        check_target(checkpoint)  # before the endpoints are trained
+        ends_file = f"{checkpoint}.ends"
     ends = train_endpoints(task, 2 * n_pairs, L0, generator, ends_file, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
     thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)

@@ -118,11 +118,10 @@ class Certificate:
             The path.
 
         Raises:
-            OSError: the folder cannot be written; an older file stays as it was.
+            TypeError, ValueError, OSError: as `String.save`; an older file stays as it was.
         """
         tensors, values = ({n: getattr(self, n) for n in names} for names in (TENSORS, VALUES))
-        save_tensors(Path(path), CERTIFICATE_FORMAT, tensors, values)
-        return Path(path)
+        return save_tensors(path, CERTIFICATE_FORMAT, tensors, values)
 
     @classmethod
     def load(cls, path: str | Path) -> "Certificate":
@@ -135,14 +134,14 @@ class Certificate:
             The certificate, on the CPU.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: the file is damaged, or of another format or version.
+            TypeError, OSError: as in `String.load`.
+            ValueError: as there; or the file is damaged, or of another format or version.
         """
 
         def build(tensors: dict, values: dict) -> Certificate:
             return cls(**tensors, **values)
 
-        return load_tensors(Path(path), CERTIFICATE_FORMAT, build)
+        return load_tensors(path, CERTIFICATE_FORMAT, build)
 
 
 def certify(task: Task, string: String, **options) -> Certificate:

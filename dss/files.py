@@ -131,11 +131,11 @@ def load_tensors(path: str | os.PathLike, kind: str, build: Callable[[dict, dict
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__", {})
-        for name in ("format", what, "sha256"):
+        if metadata.get("format") != kind:
+            raise ValueError(f"format is {metadata.get('format')!r}; {kind!r} is known")
+        for name in (what, "sha256"):
             if name not in metadata:
-                raise ValueError(f"{name!r} is missing in its metadata")
-        if metadata["format"] != kind:
-            raise ValueError(f"format is {metadata['format']!r}; {kind!r} is known")
+                raise ValueError(f"{name} is missing in its metadata")
         values = json.loads(metadata[what])
         if not isinstance(values, dict):
             raise ValueError(

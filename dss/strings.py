@@ -1,12 +1,26 @@
 """A string: an ordered chain of networks, and what is known of the loss along it."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dss.checks import check_theta
+from dss.checks import (
+    NUMBER,
+    POSITIVE,
+    TEXT,
+    WHOLE,
+    Rule,
+    check_fields,
+    check_rows,
+    check_theta,
+    is_number,
+    is_whole,
+    one_of,
+    table,
+)
 from dss.files import load_tensors, save_tensors
 from dss.status import OF_STRINGS, Status
 from dss.theta import normalized_length
@@ -17,7 +31,23 @@ if TYPE_CHECKING:
 STRING_FORMAT = "dss-string-1"
 
 # Fields of a string that a file holds as plain values; the others are tensors.
-VALUES = ("status", "L0", "alpha", "slack", "n_t", "Gamma_tilde", "trace", "detail")
+VALUES: dict[str, Rule] = {
+    "status": one_of(OF_STRINGS),
+    "L0": POSITIVE,
+    "alpha": (lambda v: is_number(v) and 0 < v <= 1, "0 < alpha <= 1"),
+    "slack": (lambda v: is_number(v) and 1 <= v < math.inf, "a finite number >= 1"),
+    "n_t": (lambda v: is_whole(v) and v >= 3, "a whole number >= 3"),
+    "Gamma_tilde": NUMBER,
+    "trace": (lambda v: isinstance(v, list), "a list"),
+    "detail": TEXT,
+}
+TRACE: dict[str, Rule] = {
+    "depth": WHOLE,
+    "Gamma_tilde": NUMBER,
+    "open_segments": WHOLE,
+    "beads_trained": WHOLE,
+    "gradient_steps": WHOLE,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,8 +135,7 @@ class String:
         """The trace as a table: a row per depth, with L0, alpha and status in every row."""
         import pandas as pd
 
-        columns = ["depth", "Gamma_tilde", "open_segments", "beads_trained", "gradient_steps"]
-        frame = pd.DataFrame(self.trace, columns=columns)
+        frame = pd.DataFrame(self.trace, columns=list(TRACE))
         return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status.value)
 
     def save(self, path: str | Path) -> Path:
@@ -149,9 +178,14 @@ class String:
         """
 
         def build(tensors: dict, values: dict) -> String:
-            check_theta(tensors["thetas"], "thetas", (None, None), finite=True)
-            if len(tensors["thetas"]) < 2 or values["status"] not in OF_STRINGS:
-                raise ValueError(f"{len(tensors['thetas'])} networks, status {values['status']!r}")
+            check_fields(values, VALUES)
+            check_rows(values["trace"], TRACE, "trace")
+            check_fields({"thetas": tensors.get("thetas")}, {"thetas": table("float", None, None)})
+            K, P = check_theta(tensors["thetas"], "thetas", (None, None), finite=True).shape
+            if K < 2 or P < 1:
+                raise ValueError(f"thetas has shape ({K}, {P}); two networks, at least, are needed")
+            rules = {"thetas": table("float", K, P), "length_mask": table("bool", P)}
+            check_fields(tensors, {name: rules[name] for name in rules if name in tensors})
             return cls(**tensors, **values)
 
         return load_tensors(path, STRING_FORMAT, build)

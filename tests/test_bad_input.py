@@ -24,7 +24,7 @@ def needs(error, *parts):
         ("L0", -0.25, ValueError, ["L0", "-0.25", "> 0"]),
         ("L0", math.nan, ValueError, ["L0", "nan", "finite"]),
         ("L0", math.inf, ValueError, ["L0", "inf", "finite"]),
-        ("L0", "low", TypeError, ["str"]),
+        ("L0", "low", TypeError, ["L0", "'low'", "number"]),
         ("alpha", 0.0, ValueError, ["alpha", "0.0", "0 < alpha <= 1"]),
         ("alpha", 1.5, ValueError, ["alpha", "1.5", "0 < alpha <= 1"]),
         ("alpha", -0.5, ValueError, ["alpha", "-0.5", "0 < alpha <= 1"]),

@@ -9,10 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dss.checks import check_theta
+from dss.checks import (
+    NUMBER,
+    POSITIVE,
+    WHOLE,
+    check_fields,
+    check_finite,
+    check_rows,
+    check_theta,
+    is_whole,
+    one_of,
+    table,
+)
 from dss.curve import Gamma_tilde
 from dss.files import load_tensors, save_tensors
 from dss.proofs.bounds import (
+    BOUNDED_METRICS,
+    LAYERS,
     Network,
     bounds,
     check_evaluation_set,
@@ -22,7 +35,7 @@ from dss.proofs.bounds import (
     sample_of,
     values_in,
 )
-from dss.proofs.divide import Proof
+from dss.proofs.divide import TRACE, Proof
 from dss.strings import String
 from dss.task import Task
 
@@ -34,6 +47,11 @@ UNDECIDED = "undecided"
 
 TENSORS = ("thetas", "x", "y", "t_lower", "lower", "upper", "segment", "begin", "end", "bound")
 VALUES = ("limit", "metric", "layers", "status", "n_bounded", "trace")
+SAMPLE_DTYPES = (
+    *("float16", "bfloat16", "float32", "float64"),
+    *("uint8", "int8", "int16", "int32", "int64"),
+)
+LAYER_NAMES = [name for name, _ in LAYERS.values()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,9 +157,65 @@ class Certificate:
         """
 
         def build(tensors: dict, values: dict) -> Certificate:
+            _check_tables(tensors)
+            _check_values(values, len(tensors["thetas"]) - 1)
             return cls(**tensors, **values)
 
         return load_tensors(path, CERTIFICATE_FORMAT, build)
+
+
+def _check_tables(tensors: dict) -> None:
+    """Raise ValueError for tensors that no certificate holds; what they claim is not looked at."""
+    for name in TENSORS:
+        if name not in tensors or tensors[name].dim() == 0:
+            raise ValueError(f"{name} is missing, or one number where a table is needed")
+    K, B, n_pieces = (len(tensors[name]) for name in ("thetas", "x", "segment"))
+    ordered = {"allowed": lambda v: ~v.isnan(), "needed": "without NaN"}
+    per_segment, per_piece = (table("float64", n, **ordered) for n in (K - 1, n_pieces))
+    inside = table(
+        "int64", n_pieces, allowed=lambda v: (v >= 0) & (v < K - 1), needed=f"from 0 to {K - 2}"
+    )
+    rules = {"thetas": table("float", K, None), "segment": inside}
+    rules |= dict.fromkeys(("t_lower", "lower", "upper"), per_segment)
+    rules |= dict.fromkeys(("begin", "end", "bound"), per_piece)
+    samples = (
+        lambda v: str(v.dtype)[6:] in SAMPLE_DTYPES and v.dim() > 0 and len(v) == B > 0,
+        f"a tensor of numbers for {B} samples, at least 1,",
+    )
+    check_fields(tensors, rules | {"x": samples, "y": samples})
+    for name in ("thetas", "x", "y"):
+        check_finite(tensors[name], name)
+    if K < 2 or tensors["thetas"].shape[1] < 1:
+        raise ValueError(
+            f"thetas has shape {tuple(tensors['thetas'].shape)}; (>= 2, >= 1) is needed"
+        )
+
+
+def _check_values(values: dict, n_segments: int) -> None:
+    """Raise ValueError for plain values that no certificate holds."""
+    known = (PROVED, REFUTED, UNDECIDED)
+    states = (
+        lambda v: isinstance(v, list) and len(v) == n_segments and all(s in known for s in v),
+        f"{n_segments} times one of {', '.join(known)}",
+    )
+    metric = one_of(BOUNDED_METRICS)
+    a_list = (lambda v: isinstance(v, list), "a list")
+    rules = {"limit": POSITIVE, "metric": metric, "layers": a_list, "status": states}
+    check_fields(values, rules | {"n_bounded": WHOLE, "trace": a_list})
+    check_rows(values["trace"], dict.fromkeys(TRACE, NUMBER) | {"n_bounded": WHOLE}, "trace")
+    name = one_of(LAYER_NAMES)
+    for i, layer in enumerate(values["layers"]):
+        settings = layer if isinstance(layer, dict) else {}
+        others = dict.fromkeys(set(settings) - {"layer"}, SETTING)
+        check_fields(layer, {"layer": name, "n_out": SETTING} | others, f"layers[{i}]")
+
+
+def _is_setting(value) -> bool:
+    is_list = isinstance(value, list) and all(map(is_whole, value))
+    return is_whole(value) or isinstance(value, bool) or is_list
+
+
+SETTING = _is_setting, "a whole number >= 0, several of them, or whether there is a bias"
 
 
 def certify(task: Task, string: String, **options) -> Certificate:

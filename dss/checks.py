@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
+    from torch.nn import Module
 
 T_RULES = ("max", "coarse", "grid", "midpoint")
 
@@ -196,6 +197,20 @@ def check_finite(tensor: Tensor, name: str) -> None:
             f"{name} holds {len(bad)} values that are NaN or inf, the first at index "
             f"{tuple(bad[0].tolist())}; every value must be finite"
         )
+
+
+def check_sizes(module: Module) -> None:
+    """Raise ValueError for a lazy layer that has not seen a batch yet."""
+    from torch.nn.parameter import is_lazy
+
+    for name, layer in module.named_modules():
+        members = [*layer._parameters.items(), *layer._buffers.items()]
+        for member, value in members:
+            if value is not None and is_lazy(value):
+                raise ValueError(
+                    f"{member} of layer {name!r} ({type(layer).__name__}) has no size yet; run one "
+                    "batch through the network first: module(x[:1])"
+                )
 
 
 def check_theta(theta: Tensor, name: str, shape: tuple = (...,), finite: bool = False) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dss.checks import check_grid, check_rule, check_segments, check_theta
+from dss.networks.modes import in_usual_mode
 from dss.task import Task
 from dss.theta import interpolate, segment_lengths
 
@@ -31,6 +32,7 @@ class Maxima:
     grid_max: Tensor
 
 
+@in_usual_mode
 def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33) -> Tensor:
     """The interpolated loss curve gamma on `linspace(0, 1, n_t)`.
 
@@ -75,6 +77,7 @@ def Gamma_tilde(task: Task, thetas: Tensor, n_t: int = 33) -> float:
     return float(_no_nan(gamma).max())
 
 
+@in_usual_mode
 def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Tensor]:
     """The loss along a whole string, against arc length.
 
@@ -131,6 +134,7 @@ def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd
     return pd.concat(parts, ignore_index=True)
 
 
+@in_usual_mode
 def t_star(
     task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33, rule: str = "max"
 ) -> Tensor:

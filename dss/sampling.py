@@ -16,6 +16,7 @@ from dss.checkpoint import fingerprint, load_state, save_state
 from dss.checks import check_pairs, check_search, check_theta, per_pair
 from dss.curve import Maxima, segment_maxima
 from dss.descent import rounding, takes_training, training_of
+from dss.networks.modes import in_usual_mode
 from dss.search import Search, State, begin, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
@@ -26,6 +27,7 @@ from dss.train import Trained, steps_see_all, train_to
 log = logging.getLogger(__name__)
 
 
+@in_usual_mode
 @takes_training
 def find_strings(
     task: Task,

@@ -8,6 +8,7 @@ import torch
 
 from dss.descent import TRAINING_SETTINGS
 from dss.files import check_target
+from dss.networks.modes import in_usual_mode
 from dss.sampling import find_strings
 from dss.strings import String
 from dss.task import Task
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@in_usual_mode
 def study(
     task: Task,
     L0: list[float],
@@ -78,6 +80,7 @@ def study(
     return strings, table
 
 
+@in_usual_mode
 def descending_study(
     task: Task,
     L0: list[float],

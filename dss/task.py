@@ -11,10 +11,17 @@ from torch import Tensor, nn
 
 from dss.checks import check_theta, lookup
 from dss.descent import TRAINING_SETTINGS
-from dss.networks.accept import check_module, check_split, run_samples, with_layers_apart
+from dss.networks.accept import (
+    check_module,
+    check_samples,
+    check_split,
+    run_samples,
+    with_layers_apart,
+)
 from dss.networks.architectures import reset_parameters_of
 from dss.networks.losses import LOSSES
 from dss.networks.memory import Budget
+from dss.networks.modes import in_usual_mode, usual
 from dss.networks.stacks import (
     can_be_stacked,
     losses_on_segments,
@@ -80,6 +87,7 @@ class Task:
         """The part of `settings` that `train_to` takes, to train endpoints in the same way."""
         return {name: v for name, v in self.settings.items() if name in TRAINING_SETTINGS}
 
+    @in_usual_mode
     def init(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` networks from the initial distribution.
 
@@ -99,6 +107,7 @@ class Task:
         generator = generator or torch.Generator().manual_seed(0)
         return self.init_function(n, generator).to(self.device, self.dtype)
 
+    @in_usual_mode
     def losses(self, thetas: Tensor, split: str = "test") -> Tensor:
         """The metric of each network on a whole fixed sample, without gradient.
 
@@ -127,6 +136,7 @@ class Task:
 
         return self._mean_over(values, len(thetas), split, thetas.dtype)
 
+    @in_usual_mode
     def losses_between(self, theta_1: Tensor, theta_2: Tensor, t: Tensor) -> Tensor:
         """The metric of the interpolated models of S segments at every t of a grid.
 
@@ -160,6 +170,7 @@ class Task:
         ]
         return torch.cat(parts).view(t.shape)
 
+    @in_usual_mode
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """What each network answers to some inputs, without gradient.
 
@@ -182,6 +193,7 @@ class Task:
         with torch.no_grad():
             return torch.cat(self.budget.by_rows(answer, len(thetas), len(x), thetas.dtype))
 
+    @in_usual_mode
     def gradients(
         self,
         thetas: Tensor,
@@ -203,7 +215,7 @@ class Task:
         """
         if thetas.shape[1:] != (self.n_params,):  # at every step: what is right must cost nothing
             check_theta(thetas, "thetas", (None, self.n_params))
-        return self._gradients(thetas, batch, generator)
+        return self._gradients(usual(thetas), batch, generator)
 
     def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
         x, y = self._sample(batch, thetas.dtype, "train")
@@ -219,6 +231,7 @@ class Task:
         losses, gradients = zip(*groups, strict=True)
         return torch.cat(losses), torch.cat(gradients)
 
+    @in_usual_mode
     def to(
         self,
         device: str | torch.device | None = None,
@@ -238,7 +251,7 @@ class Task:
 
         Raises:
             TypeError: dtype is not floating point.
-            ValueError: memory is not > 0.
+            ValueError: memory is not > 0, or a sample holds a number that dtype cannot.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
@@ -255,10 +268,13 @@ class Task:
             return value.to(device, dtype if value.is_floating_point() else None)
 
         memory = self.memory if memory is None else memory
+        splits = {name: (move(x), move(y)) for name, (x, y) in self.splits.items()}
+        for name, pair in splits.items() if dtype != self.dtype else ():
+            check_samples(name, *pair)
         return replace(
             self,
             module=self.module and copy.deepcopy(self.module).to(device, dtype),
-            splits={name: (move(x), move(y)) for name, (x, y) in self.splits.items()},
+            splits=splits,
             length_mask=None if self.length_mask is None else self.length_mask.to(device),
             budget=replace(self.budget, device=device, memory=memory, most=math.inf),
             device=device,
@@ -288,6 +304,7 @@ class Task:
         return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
 
     @classmethod
+    @in_usual_mode
     def from_module(
         cls,
         module: nn.Module,
@@ -322,9 +339,10 @@ class Task:
             TypeError: a sample is no pair of tensors, or is of integers where floats are needed.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
-                which some are frozen, a network in DataParallel or TorchScript, an unknown loss,
-                samples that do not fit the network or each other, no parameters, or a batch_size
-                below 1.
+                which some are frozen, in another dtype or without a size yet, a network in
+                DataParallel or TorchScript, an unknown loss, samples that do not fit the network
+                or each other or hold NaN, inf or a label that is no class, no parameters, or a
+                batch_size below 1.
         """
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
         check_module(module, eval_chunk)

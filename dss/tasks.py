@@ -20,6 +20,7 @@ from dss.networks.architectures import (
     uniform,
 )
 from dss.networks.memory import Budget
+from dss.networks.modes import in_usual_mode
 from dss.task import Landscape, Task
 from dss.theta import shapes_of
 
@@ -107,6 +108,7 @@ def quad(
     return polynomial("quadratic", activation, loss, preset, hidden, n_train, n_eval)
 
 
+@in_usual_mode
 def polynomial(
     coefficients: list[float] | str,
     activation: str = "relu",
@@ -213,6 +215,7 @@ def digits(
     return _classification("digits", load_digits, network, metric, n_eval, preset)
 
 
+@in_usual_mode
 def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None = None) -> Task:
     """A task whose loss is an explicit function of theta, for oracles and pictures.
 
@@ -245,6 +248,7 @@ def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None =
     )
 
 
+@in_usual_mode
 def _classification(data, load, network, metric, n_eval, preset) -> Task:
     """MNIST-like tasks; see `mnist` for the arguments."""
     by_authors = data == "mnist"  # they have no script for other images

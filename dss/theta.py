@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from dss.checks import check_alike, check_theta
+from dss.checks import check_alike, check_sizes, check_theta
 from dss.networks.units import places_of_units
 
 
@@ -17,7 +17,11 @@ def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
 
     Returns:
         Shape by name; `{}` without parameters.
+
+    Raises:
+        ValueError: a lazy layer has no size yet.
     """
+    check_sizes(module)
     return {name: p.shape for name, p in module.named_parameters()}
 
 
@@ -32,8 +36,10 @@ def flatten(source: torch.nn.Module | Mapping[str, Tensor]) -> Tensor:
         theta `(P,)`, a copy, on the device of the parameters.
 
     Raises:
-        ValueError: there is no parameter.
+        ValueError: there is no parameter, or a lazy layer has no size yet.
     """
+    if isinstance(source, torch.nn.Module):
+        check_sizes(source)
     tensors = (
         [p.detach() for _, p in source.named_parameters()]
         if isinstance(source, torch.nn.Module)
@@ -62,7 +68,7 @@ def unflatten(theta: Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Tens
         raise ValueError(f"theta has {theta.shape[-1]} values; these shapes hold {sum(sizes)}")
     parts = theta.split(sizes, dim=-1)
     return {
-        name: part.reshape(*theta.shape[:-1], *shape)
+        name: part.reshape((*theta.shape[:-1], *shape))
         for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from dss.checkpoint import once
 from dss.checks import check_theta
 from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
+from dss.networks.modes import in_usual_mode, usual
 from dss.status import Status
 from dss.task import Task
 
@@ -64,6 +65,7 @@ class Endpoints:
     steps: Tensor
 
 
+@in_usual_mode
 @takes_training
 def train_endpoints(
     task: Task,
@@ -145,6 +147,7 @@ def _draw_endpoints(task, n, targets, generator, training: Training) -> Endpoint
     return Endpoints(stack, drawn, discarded, torch.tensor(steps))
 
 
+@in_usual_mode
 @takes_training
 def train_to(
     task: Task,
@@ -195,7 +198,7 @@ def train_to(
     if not bool((target > 0).all()):
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
     generator = generator or torch.Generator().manual_seed(0)
-    thetas = thetas.detach().to(device)
+    thetas = usual(thetas.detach().to(device))
     call = asdict(training) | {"thetas": thetas, "target": target}
     train = partial(_train_groups, task, thetas, target, generator, training)
     return once(checkpoint, task, call, generator, Trained, train)

@@ -33,6 +33,7 @@ FLOORS = [
         "descent",
         "networks.losses",
         "networks.memory",
+        "networks.modes",
     },
     {"runs.progress", "geometry.passes", "networks.dense"},
     {"networks.units"},

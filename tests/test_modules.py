@@ -314,3 +314,64 @@ def test_a_network_stays_as_it_is(sample, build):
 def test_a_sample_that_is_no_pair_of_tensors_is_refused(sample, build, held):
     with pytest.raises(TypeError, match=f"test is {held}; a pair"):
         dss.Task.from_module(nn.Linear(3, 1), "mse", sample, build(*sample))
+
+
+CLASSES = torch.arange(10) % 3
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("part", ["x", "y"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e300])
+def test_samples_that_are_not_finite_are_named_as_that(sample, split, part, value):
+    x, y = (v.double().clone() for v in sample)
+    {"x": x, "y": y}[part][4] = value
+    data = {"train": sample, "test": sample} | {split: (x, y)}
+    n = x.shape[1] if part == "x" else 1
+    named = rf"{split} {part} \(in torch.float32\) holds {n} values that are NaN or inf.*\(4, 0\)"
+    for loss in ("mse", lambda output, y: (output - y).square().mean()):
+        with pytest.raises(ValueError, match=named):
+            dss.Task.from_module(nn.Linear(3, 1), loss, **data)
+
+
+def test_samples_that_another_precision_cannot_hold_are_refused(sample):
+    x, y = sample
+    task = dss.Task.from_module(nn.Linear(3, 1), "mse", sample, (1e6 * x, y))
+    assert task.to(dtype=torch.float64).dtype == torch.float64
+    with pytest.raises(ValueError, match=r"test x \(in torch.float16\) holds .* NaN or inf"):
+        task.to(dtype=torch.float16)
+
+
+def test_a_reference_batch_that_is_not_finite_is_refused(sample):
+    x = sample[0].clone()
+    x[3, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"x holds 1 values .* \(3, 1\)"):
+        dss.batch_statistics(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), x)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.parametrize("label", [3, -1, -100])
+@pytest.mark.parametrize("loss, metric", [("cross_entropy", None), ("cross_entropy", "error"),
+                                          (nn.CrossEntropyLoss(), None)])  # fmt: skip
+def test_a_label_that_is_no_class_is_named(sample, split, label, loss, metric):
+    x, y = sample[0], CLASSES.clone()
+    y[7] = label
+    data = {"train": (x, CLASSES), "test": (x, CLASSES)} | {split: (x, y)}
+    if label == -100 and not isinstance(loss, str):  # what torch ignores
+        dss.Task.from_module(nn.Linear(3, 3), loss, metric=metric, **data)
+        return
+    named = (
+        rf"{split} y holds 1 labels that are no class, the first {label} at index \(7,\); 0 to 2"
+    )
+    with pytest.raises(ValueError, match=named):
+        dss.Task.from_module(nn.Linear(3, 3), loss, metric=metric, **data)
+
+
+def test_labels_of_an_image_and_probabilities_are_taken(sample):
+    x = torch.rand(4, 1, 5, 5)
+    y = torch.arange(100).reshape(4, 5, 5) % 3
+    dss.Task.from_module(nn.Conv2d(1, 3, 1), "cross_entropy", (x, y), (x, y))
+    shares = torch.full((10, 3), 1 / 3)
+    one = sample[0], shares
+    dss.Task.from_module(nn.Linear(3, 3), "cross_entropy", one, one)
+    with pytest.raises(TypeError, match=r"y is torch.float32 of shape \(10, 3\); an error rate"):
+        dss.Task.from_module(nn.Linear(3, 3), "cross_entropy", one, one, metric="error")

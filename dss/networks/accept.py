@@ -6,6 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dss.checks import check_finite, check_sizes
+from dss.networks.losses import LOSSES
+from dss.networks.modes import usual
 
 
 def with_layers_apart(module: nn.Module) -> nn.Module:
@@ -49,6 +54,8 @@ def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
         raise ValueError(f"{type(module).__name__} runs copies of a network; pass module.module")
     if isinstance(module, torch.jit.ScriptModule):
         raise ValueError(f"{type(module).__name__}: pass the nn.Module that it was made from")
+    check_sizes(module)
+    _check_tensors(module)
     frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
     if 0 < len(frozen) < len(list(module.parameters())):
         raise ValueError(
@@ -93,12 +100,34 @@ def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
             )
 
 
+def _check_tensors(module: nn.Module) -> None:
+    """Refuse parameters of unlike kinds, which one flat vector cannot hold, and those of
+    `inference_mode`, which take no gradient."""
+    tensors = dict(module.named_parameters())
+    first = next(iter(tensors), None)
+    for name, p in tensors.items():
+        if not p.is_floating_point():
+            raise ValueError(f"parameter {name!r} is {p.dtype}; floating point is needed")
+        kinds = [(v.dtype, v.device) for v in (tensors[first], p)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"parameter {first!r} is {kinds[0][0]} on {kinds[0][1]} and {name!r} "
+                f"{kinds[1][0]} on {kinds[1][1]}; all must be alike: module.to(device, dtype)"
+            )
+    for name, v in [*tensors.items(), *module.named_buffers()]:
+        if v.is_inference():
+            raise ValueError(
+                f"{name!r} was made in torch.inference_mode() and takes no gradient; build the "
+                "network outside"
+            )
+
+
 def check_split(split: str, sample: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple:
     """Inputs and targets of a sample, floating-point ones in the dtype of the network.
 
     Raises:
         TypeError: not a pair of tensors.
-        ValueError: unlike numbers of inputs and targets, or none.
+        ValueError: unlike numbers of inputs and targets, or none; NaN or inf.
     """
     is_list = isinstance(sample, tuple | list)
     kinds = [type(v).__name__ for v in sample] if is_list else [type(sample).__name__]
@@ -110,7 +139,45 @@ def check_split(split: str, sample: tuple[Tensor, Tensor], dtype: torch.dtype) -
     x, y = sample
     if len(x) != len(y) or len(x) == 0:
         raise ValueError(f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0")
-    return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
+    pair = [usual(v.to(dtype) if v.is_floating_point() else v) for v in (x, y)]
+    check_samples(split, *pair)
+    return tuple(pair)
+
+
+def check_samples(split: str, x: Tensor, y: Tensor) -> None:
+    """Raise ValueError for NaN and inf; also for what a number became in the network's dtype."""
+    for name, v in (("x", x), ("y", y)):
+        check_finite(v, f"{split} {name} (in {v.dtype})")
+
+
+def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
+    """Raise for labels that are no class of the outputs `(B, C)`, where the loss is known.
+
+    Raises:
+        TypeError: an error rate of what are no labels.
+        ValueError: a label outside 0 to C - 1, but for one that the loss ignores.
+    """
+    is_error = loss is LOSSES["error"]
+    if is_error and (y.is_floating_point() or y.dim() != 1):
+        raise TypeError(
+            f"{split} y is {y.dtype} of shape {tuple(y.shape)}; an error rate needs whole numbers "
+            "(B,)"
+        )
+    takes_labels = is_error or loss in (F.cross_entropy, F.nll_loss)
+    takes_labels |= loss is LOSSES["cross_entropy_of_softmax"]
+    takes_labels |= isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
+    if not takes_labels or y.is_floating_point() or y.dtype == torch.bool:
+        return
+    n_classes = output.shape[1] if output.dim() > 1 else 0
+    wrong = (y < 0) | (y >= n_classes)
+    if hasattr(loss, "ignore_index"):
+        wrong &= y != loss.ignore_index
+    if bool(wrong.any()):
+        index = tuple(wrong.nonzero()[0].tolist())
+        raise ValueError(
+            f"{split} y holds {int(wrong.sum())} labels that are no class, the first "
+            f"{int(y[index])} at index {index}; 0 to {n_classes - 1} is needed"
+        )
 
 
 def run_samples(
@@ -131,7 +198,7 @@ def run_samples(
         TypeError, ValueError: as `Task.from_module` says.
     """
     module.requires_grad_(True)
-    counts = []
+    counts, output = [], None
     hooks = [
         m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
         for m in module.modules()
@@ -145,6 +212,8 @@ def run_samples(
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
+        if _is(output):
+            check_labels(split, loss, output, y)
         for name, v in (("x", x), ("y", y)):
             if not v.is_floating_point() and "type" in str(error):
                 needed = (
@@ -158,6 +227,8 @@ def run_samples(
     finally:
         for hook in hooks:
             hook.remove()
+    if _is(output):
+        check_labels(split, loss, output, y)
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
         raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")

@@ -74,7 +74,8 @@ def authors_cnn(side: int) -> nn.Sequential:
 
 def authors_dropout(n: int, generator: torch.Generator, device: torch.device) -> tuple[Tensor]:
     """The mask `(n, 1024)` for one batch: every unit is kept with probability .5."""
-    return (torch.rand(n, 1024, generator=generator).lt(0.5).to(device),)
+    kept = torch.rand(n, 1024, dtype=torch.float32, generator=generator).lt(0.5)
+    return (kept.to(device),)
 
 
 def uniform(n: int, size: int, generator: torch.Generator) -> Tensor:

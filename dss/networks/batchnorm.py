@@ -5,6 +5,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from dss.checks import check_finite, check_sizes
+from dss.networks.modes import usual
+
 FORWARDS = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
 
 
@@ -26,11 +29,12 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
 
     Raises:
         TypeError: x is not a floating-point tensor.
-        ValueError: no layer is a BatchNorm, one has a forward of its own, or x holds fewer than two
-            samples.
+        ValueError: no layer is a BatchNorm, one has a forward of its own or no size yet, or x holds
+            fewer than two samples, NaN or inf.
 
     Differs: not in the paper, whose networks have no BatchNorm.
     """
+    check_sizes(module)
     module = copy.deepcopy(module)
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -45,6 +49,7 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
         raise TypeError(f"x is {kind}; a floating-point tensor of samples is needed")
     if len(x) < 2:
         raise ValueError(f"x holds {len(x)} samples; statistics need at least two")
+    check_finite(x, "x")
     unknown = [type(m).__name__ for m in norms if type(m).forward not in FORWARDS]
     if unknown:
         raise ValueError(
@@ -94,7 +99,7 @@ class _Beside(nn.Module):
     def __init__(self, module: nn.Module, x: Tensor, rows: dict[str, int]):
         super().__init__()
         self.module, self.rows = module, rows
-        self.register_buffer("x", x)
+        self.register_buffer("x", usual(x))
 
     def forward(self, x: Tensor) -> Tensor:
         self.rows["all"] = len(self.x) + len(x)

@@ -23,6 +23,7 @@ from dss.checks import (
 )
 from dss.curve import Gamma_tilde
 from dss.files import load_tensors, save_tensors
+from dss.networks.modes import in_usual_mode
 from dss.proofs.bounds import (
     BOUNDED_METRICS,
     LAYERS,
@@ -236,6 +237,7 @@ def certify(task: Task, string: String, **options) -> Certificate:
     return certify_strings(task, [string], **options)[0]
 
 
+@in_usual_mode
 def certify_strings(
     task: Task,
     strings: Sequence[String],

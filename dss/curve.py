@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dss.checks import check_grid, check_rule, check_segments, check_theta
 from dss.networks.modes import in_usual_mode
-from dss.task import Task
+from dss.task import Task, check_task
 from dss.theta import interpolate, segment_lengths
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
 
     Paper: Eq. (2), Sec. II.A.
     """
+    check_task(task)
     check_segments(theta_1, theta_2, task.n_params)
     gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), _grid(n_t))
     return gamma if theta_1.dim() == 2 else gamma[0]
@@ -70,9 +71,7 @@ def Gamma_tilde(task: Task, thetas: Tensor, n_t: int = 33) -> float:
 
     Paper: Eq. (4), Sec. II.B.
     """
-    check_theta(thetas, "thetas", (None, task.n_params), finite=True)
-    if len(thetas) < 2:
-        raise ValueError(f"thetas has {len(thetas)} networks; a string has at least two")
+    _check_string(task, thetas)
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)  # (K - 1, n_t)
     return float(_no_nan(gamma).max())
 
@@ -95,11 +94,19 @@ def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Ten
 
     Paper: Eq. (2), on every segment of a string.
     """
+    _check_string(task, thetas)
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)
     length = segment_lengths(thetas)
     begin = length.cumsum(0) - length
     position = begin[:, None] + length[:, None] * _grid(n_t).to(length.device)
     return position / length.sum().clamp(min=1e-300), gamma
+
+
+def _check_string(task: Task, thetas: Tensor) -> None:
+    check_task(task)
+    check_theta(thetas, "thetas", (None, task.n_params), finite=True)
+    if len(thetas) < 2:
+        raise ValueError(f"thetas has {len(thetas)} networks; a string has at least two")
 
 
 def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd.DataFrame":
@@ -121,10 +128,15 @@ def compare_paths(task: Task, paths: Mapping[str, Tensor], n_t: int = 33) -> "pd
     """
     import pandas as pd
 
+    if not isinstance(paths, Mapping):
+        raise TypeError(f"paths is a {type(paths).__name__}; paths by name are needed")
+    check_task(task)
+    n_t = check_grid(n_t)
     if not paths:
         raise ValueError("paths is empty; at least one path is needed")
     parts = []
     for name, thetas in paths.items():
+        check_theta(thetas, f"path {name!r}", (None, task.n_params))
         if len(thetas) < 2:
             raise ValueError(f"path {name!r} has {len(thetas)} networks; at least two are needed")
         position, gamma = (v.flatten().tolist() for v in losses_along(task, thetas, n_t))
@@ -157,6 +169,7 @@ def t_star(
     Differs: the paper's t* is any local maximum of its definition and the global one of its
         algorithm; ends of the segment count here too.
     """
+    check_task(task)
     check_segments(theta_1, theta_2, task.n_params)
     maxima = segment_maxima(task, torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), n_t, rule)
     return maxima.t_star[0] if theta_1.dim() == 1 else maxima.t_star
@@ -227,8 +240,7 @@ def _summit(gamma: Tensor, t: Tensor) -> Tensor:
 
 
 def _grid(n_t: int) -> Tensor:
-    check_grid(n_t)
-    return torch.linspace(0, 1, int(n_t), dtype=torch.float64)
+    return torch.linspace(0, 1, check_grid(n_t), dtype=torch.float64)
 
 
 def _fill(task: Task, theta_1, theta_2, t, gamma: Tensor) -> None:

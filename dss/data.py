@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dss.checks import check_whole
 from dss.files import write
 from dss.provenance import PROJECT
 
@@ -131,9 +132,13 @@ def polynomial_samples(coefficients: list[float], n: int, seed: int) -> tuple[Te
 
     Returns:
         x `(n, 1)` and y `(n, 1)`, float64.
+
+    Raises:
+        TypeError, ValueError: seed is no whole number, or none that torch takes.
     """
     import torch
 
+    seed = check_whole(seed, "seed", 0, 2**63 - 1)
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 1, dtype=torch.float64, generator=generator)
     y = torch.from_numpy(np.polynomial.polynomial.polyval(x.numpy(), coefficients))

@@ -5,9 +5,10 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import torch
+
+from dss.checks import check_number, check_whole
 
 
 def _rmsprop(theta, gradient, state, step, lr) -> None:
@@ -48,6 +49,7 @@ class Training:
             training sample in each step, else 20.
 
     Raises:
+        TypeError: a value that is no number.
         ValueError: a value out of range.
     """
 
@@ -59,21 +61,16 @@ class Training:
     check_every: int | None = None
 
     def __post_init__(self):
-        if self.optimizer not in OPTIMIZERS:
+        if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
-        if not (isinstance(self.lr, Real) and 0 < self.lr < math.inf):
-            raise ValueError(f"lr is {self.lr!r}; it must be > 0 and finite")
+        check_number(self.lr, "lr", lambda v: 0 < v < math.inf, "a finite number > 0")
         least = {"batch_size": 1, "max_steps": 0, "patience": 1, "check_every": 1}
         for name, lowest in least.items():
             value = getattr(self, name)
             if value is None and name in ("batch_size", "check_every"):
                 continue
-            if not isinstance(value, Real):
-                raise ValueError(f"{name} is {value!r}; a whole number >= {lowest} is needed")
-            if not (lowest <= value < math.inf and value == int(value)):
-                raise ValueError(f"{name} is {value}; a whole number >= {lowest} is needed")
-            object.__setattr__(self, name, int(value))  # 1e4 is as good as 10_000
+            object.__setattr__(self, name, check_whole(value, name, lowest))
 
 
 TRAINING_SETTINGS = tuple(field.name for field in dataclasses.fields(Training))

@@ -5,6 +5,7 @@ The steps are those of `dss.recursion`, which takes them one network at a time: 
 segments of all pairs.
 """
 
+import inspect
 import logging
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from torch import Tensor
 
 from dss.checkpoint import fingerprint, load_state, save_state
-from dss.checks import check_pairs, check_search, check_theta, per_pair
+from dss.checks import check_generator, check_pairs, check_search, check_theta, per_pair
 from dss.curve import Maxima, segment_maxima
-from dss.descent import rounding, takes_training, training_of
+from dss.descent import TRAINING_SETTINGS, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode
 from dss.search import Search, State, begin, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
-from dss.task import Task
+from dss.task import Task, check_task
 from dss.theta import interpolate
 from dss.train import Trained, steps_see_all, train_to
 
@@ -88,13 +89,14 @@ def find_strings(
         With full batches a bead that starts at a stationary point, which gradient descent cannot
         leave, is moved by 1 % of its segment in a random direction.
     """
+    check_task(task)
     check_pairs(theta_1, theta_2, task.n_params)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     n_pairs = len(theta_1)
     L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
     check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
     training = training_of(training)
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = check_generator(generator)
     seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
     threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
     search = Search(
@@ -123,6 +125,17 @@ def find_strings(
         if made_by:
             save_state(checkpoint, made_by, vars(state))
     return strings_of(state, L0, alpha, float(slack), search)
+
+
+def check_options(task: Task, L0: Tensor, options: dict) -> None:
+    """Raise what `find_strings` would raise later for a threshold or an option; L0 `(M,)`."""
+    given = inspect.signature(find_strings).bind(task, None, None, L0, **options)
+    given.apply_defaults()
+    values = given.arguments
+    alpha = per_pair(values["alpha"], len(L0), "alpha")
+    names = ("max_depth", "n_t", "t_star", "slack", "insert_first")
+    check_search(L0, alpha, *(values[name] for name in names))
+    training_of({name: values[name] for name in TRAINING_SETTINGS})
 
 
 def _search_level(search: Search, state: State, generator: torch.Generator) -> State:
@@ -266,6 +279,7 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
 
     Paper: Sec. II.B.
     """
+    check_task(task)
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
     (string,) = find_strings(task, theta_1[None], theta_2[None], L0, **arguments)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dss.checks import check_generator, thresholds_of
 from dss.descent import TRAINING_SETTINGS
 from dss.files import check_target
 from dss.networks.modes import in_usual_mode
-from dss.sampling import find_strings
+from dss.sampling import check_options, find_strings
 from dss.strings import String
-from dss.task import Task
+from dss.task import Task, check_task
 from dss.train import train_endpoints, train_to
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def study(
     """
     import pandas as pd
 
-    generator = generator or torch.Generator().manual_seed(0)
+    check_task(task)
+    generator, n_pairs = check_generator(generator), _check_pairs(task, n_pairs)
+    thresholds = thresholds_of(L0).repeat_interleave(n_pairs)
+    check_options(task, thresholds, options)
+    L0 = thresholds[::n_pairs].tolist()
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     ends_file = None
     if checkpoint is not None:
@@ -62,7 +67,6 @@ def study(
         ends_file = f"{checkpoint}.ends"
     ends = train_endpoints(task, 2 * n_pairs, L0, generator, ends_file, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
-    thresholds = torch.tensor(L0, dtype=torch.float64).repeat_interleave(n_pairs)
     strings = find_strings(
         task,
         theta_1,
@@ -78,6 +82,11 @@ def study(
     for name in ("n_drawn", "n_discarded"):
         table[name] = getattr(ends, name).repeat_interleave(n_pairs).tolist()
     return strings, table
+
+
+def _check_pairs(task: Task, n_pairs: int) -> int:
+    """`n_pairs` as an int, with a message that names it where their networks are too many."""
+    return task.budget.check_room(n_pairs, "n_pairs", task.dtype)
 
 
 @in_usual_mode
@@ -113,7 +122,11 @@ def descending_study(
     """
     import pandas as pd
 
-    generator = generator or torch.Generator().manual_seed(0)
+    check_task(task)
+    generator, n_pairs = check_generator(generator), _check_pairs(task, n_pairs)
+    L0 = thresholds_of(L0).tolist()
+    for threshold in L0:
+        check_options(task, torch.full((n_pairs,), threshold, dtype=torch.float64), options)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     thetas, strings, rows = task.init(2 * n_pairs, generator), [], []
     for threshold in L0:

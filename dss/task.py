@@ -9,7 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from dss.checks import check_theta, lookup
+from dss.checks import (
+    check_generator,
+    check_number,
+    check_theta,
+    check_whole,
+    lookup,
+    short,
+)
 from dss.descent import TRAINING_SETTINGS
 from dss.networks.accept import (
     check_module,
@@ -100,11 +107,11 @@ class Task:
             `(n, P)` in the task's dtype, on its device.
 
         Raises:
-            ValueError: n < 1.
+            TypeError: n is no number, or generator no generator.
+            ValueError: n < 1, or more than memory holds.
         """
-        if n < 1:
-            raise ValueError(f"n is {n}; at least one network is needed")
-        generator = generator or torch.Generator().manual_seed(0)
+        n = self.budget.check_room(n, "n", self.dtype)
+        generator = check_generator(generator)
         return self.init_function(n, generator).to(self.device, self.dtype)
 
     @in_usual_mode
@@ -182,9 +189,13 @@ class Task:
             `(N, B, ...)` on the task's device.
 
         Raises:
-            ValueError: the task is an explicit landscape, which has no outputs.
+            TypeError: thetas or x are no such tensors.
+            ValueError: another shape; or the task is an explicit landscape, which has no outputs.
         """
-        thetas, x = thetas.to(self.device), x.to(self.device)
+        thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
+        if not isinstance(x, Tensor) or x.dim() == 0:
+            raise TypeError(f"x is {short(x)}; a tensor of inputs (B, ...) is needed")
+        x = x.to(self.device)
         x = x.to(thetas.dtype) if x.is_floating_point() else x
 
         def answer(rows: slice) -> Tensor:
@@ -251,18 +262,21 @@ class Task:
 
         Raises:
             TypeError: dtype is not floating point.
-            ValueError: memory is not > 0, or a sample holds a number that dtype cannot.
+            ValueError: no device, memory is not > 0, or a sample holds a number that dtype cannot.
         """
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        device, dtype = torch.device(device or self.device), dtype or self.dtype
-        if not dtype.is_floating_point:
-            raise TypeError(f"dtype is {dtype}; a floating-point dtype is needed")
-
-        if memory is not None and not memory > 0:
-            raise ValueError(f"memory is {memory} MiB; it must be > 0")
+        dtype = self.dtype if dtype is None else dtype
+        try:
+            device = torch.device(self.device if device is None else device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device is {short(device)}; a torch device is needed") from error
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise TypeError(f"dtype is {short(dtype)}; a floating-point dtype is needed")
+        if memory is not None:
+            memory = check_number(memory, "memory", lambda v: v > 0, "MiB, > 0")
 
         def move(value: Tensor) -> Tensor:
             return value.to(device, dtype if value.is_floating_point() else None)
@@ -336,7 +350,8 @@ class Task:
             settings: keyword arguments for `find_strings` to keep with the task.
 
         Raises:
-            TypeError: a sample is no pair of tensors, or is of integers where floats are needed.
+            TypeError: no module; a sample is no pair of tensors, or is of integers where floats
+                are needed; an argument that is no number or no function.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, in another dtype or without a size yet, a network in
@@ -344,6 +359,8 @@ class Task:
                 or each other or hold NaN, inf or a label that is no class, no parameters, or a
                 batch_size below 1.
         """
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module is a {type(module).__name__}; a torch.nn.Module is needed")
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
         check_module(module, eval_chunk)
         module = with_layers_apart(module)
@@ -351,10 +368,15 @@ class Task:
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:
             raise ValueError(f"{type(module).__name__} has no parameter to train")
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; at least 1 is needed")
+        sizes = {"batch_size": batch_size, "eval_chunk": eval_chunk}
+        batch_size, eval_chunk = (
+            None if size is None else check_whole(size, what, 1) for what, size in sizes.items()
+        )
+        if init is not None and not callable(init):
+            raise TypeError(f"init is {short(init)}; a function of (n, generator) is needed")
         metric = loss if metric is None else metric
-        functions = [lookup(LOSSES, f, "loss") if isinstance(f, str) else f for f in (loss, metric)]
+        named = (("loss", loss), ("metric", metric))
+        functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
         first, splits = next(module.parameters()), {}
         for split, sample in (("train", train), ("test", test)):
             splits[split] = x, y = check_split(split, sample, first.dtype)
@@ -407,6 +429,15 @@ class Landscape(Task):
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """Refused: an explicit function of theta has no outputs."""
         raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
+
+
+def check_task(task) -> None:
+    """Raise TypeError for what is no task, a network say."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"task is a {type(task).__name__}; a dss.Task is needed, which Task.from_module makes "
+            "of a network"
+        )
 
 
 def _name_of(function: str | Callable) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dss.checks import lookup
+from dss.checks import check_flag, check_whole, lookup, numbers_of, short
 from dss.data import load_digits, load_mnist, polynomial_samples
 from dss.networks.architectures import (
     authors_cnn,
@@ -76,6 +76,9 @@ AUTHORS_NETWORKS = {
     "cubic": {"activation": "sigmoid", "hidden": (4, 4), "bias": True, "final": ()},
 }
 
+# Of samples or of a theta, and units of a layer, at most.
+MOST_NUMBERS, MOST_WIDE = 10**8, 10**5
+
 # Of images: networks by name, and the metric that each choice stands for.
 NETWORKS = {"cnn": small_cnn, "mlp": image_mlp}
 IMAGE_METRICS = {"loss": "cross_entropy", "error": "error"}
@@ -101,7 +104,8 @@ def quad(
             256, of the authors 10,000 each.
 
     Raises:
-        ValueError: an unknown name.
+        TypeError: an argument that is no number.
+        ValueError: an unknown name, or a number out of range.
 
     Paper: Sec. III.A.
     """
@@ -128,7 +132,9 @@ def polynomial(
         restrict: raise when f leaves [0, 1], as the draft demands.
 
     Raises:
-        ValueError: an unknown name, no coefficient, or f leaves [0, 1] on [0, 1].
+        TypeError: an argument that is no number.
+        ValueError: an unknown name, a number out of range, no coefficient, or f leaves [0, 1] on
+            [0, 1].
 
     Paper: Sec. III.A.
     """
@@ -136,8 +142,13 @@ def polynomial(
     settings = lookup(POLYNOMIAL_SETTINGS, preset, "preset")
     if isinstance(coefficients, str):
         coefficients = lookup(POLYNOMIALS, coefficients, "polynomial")
-    elif restrict:
+    else:
+        coefficients = _check_coefficients(coefficients)
+    if check_flag(restrict, "restrict") and label == "polynomial":
         _check_range(coefficients)
+    hidden = tuple(
+        check_whole(width, "a width of hidden", 1, MOST_WIDE) for width in _several(hidden)
+    )
     network = {"activation": activation, "hidden": hidden, "bias": True, "final": ()}
     usual_sizes, initial = (128, 256), "torch"
     if preset == "authors":
@@ -149,7 +160,10 @@ def polynomial(
         module = mlp(widths, network["activation"], network["bias"])
         module.extend(layer() for layer in network["final"])
     sizes = [
-        usual if n is None else n for n, usual in zip((n_train, n_eval), usual_sizes, strict=True)
+        usual if n is None else check_whole(n, what, 1, MOST_NUMBERS)
+        for what, n, usual in zip(
+            ("n_train", "n_eval"), (n_train, n_eval), usual_sizes, strict=True
+        )
     ]
     samples = [
         tuple(v.float() for v in polynomial_samples(coefficients, n, seed))
@@ -228,14 +242,22 @@ def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None =
         A task without samples; `init` draws from N(0, 1), dtype float64.
 
     Raises:
-        ValueError: dim < 1, or the function does not return one loss per point.
+        TypeError: no function, or dim is no number.
+        ValueError: dim < 1, or the function does not return one loss per point, or only NaN.
     """
-    if dim < 1:
-        raise ValueError(f"dim is {dim}; at least 1 is needed")
+    if not callable(function):
+        raise TypeError(f"function is {short(function)}; a function of theta is needed")
+    try:
+        dim = check_whole(dim, "dim", 1, MOST_NUMBERS)
+    except ValueError as error:
+        raise ValueError(f"{error} (at least 1)") from None
     got = function(torch.zeros(2, dim, dtype=torch.float64))
     if not isinstance(got, Tensor) or got.shape != (2,):
         what = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
         raise ValueError(f"function maps (2, {dim}) to {what}; losses of shape (2,) are needed")
+    drawn = torch.special.ndtri(uniform(16, dim, torch.Generator().manual_seed(0)))
+    if not bool(torch.cat([got, function(drawn)]).isfinite().any()):
+        raise ValueError("function gives NaN or inf at 0 and at 16 draws from N(0, 1)")
     return Landscape(
         name=name or getattr(function, "__name__", "landscape"),
         n_params=dim,
@@ -261,7 +283,7 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     known_networks = NETWORKS | ({"authors": authors_cnn} if by_authors else {})
     build = lookup(known_networks, network, "network")
     train, (x_test, y_test) = load()
-    n_eval = min(1_000, len(x_test)) if n_eval is None else n_eval
+    n_eval = min(1_000, len(x_test)) if n_eval is None else check_whole(n_eval, "n_eval", -9)
     if not 1 <= n_eval <= len(x_test):
         raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
@@ -281,12 +303,23 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     return replace(task, noise=authors_dropout) if network == "authors" else task
 
 
+def _check_coefficients(coefficients) -> list[float]:
+    numbers = numbers_of(coefficients, "coefficients")
+    if numbers.dim() != 1 or len(numbers) == 0 or not bool(numbers.isfinite().all()):
+        raise ValueError(
+            f"coefficients are {short(coefficients)}; finite numbers [c0, c1, ...] are needed"
+        )
+    return numbers.tolist()
+
+
+def _several(hidden) -> list:
+    if not isinstance(hidden, list | tuple):
+        raise TypeError(f"hidden is {short(hidden)}; widths of layers are needed: (4, 4)")
+    return list(hidden)
+
+
 def _check_range(coefficients: list[float]) -> None:
     """Raise when the polynomial leaves [0, 1] on [0, 1]; its extremes are exact."""
-    if len(coefficients) == 0 or not np.isfinite(coefficients).all():
-        raise ValueError(
-            f"coefficients are {coefficients}; finite numbers [c0, c1, ...] are needed"
-        )
     f = np.polynomial.Polynomial(coefficients)
     stationary = [r.real for r in f.deriv().roots() if abs(r.imag) < 1e-12 and 0 < r.real < 1]
     values = f(np.array([0.0, 1.0, *stationary]))

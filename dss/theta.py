@@ -1,11 +1,12 @@
 """Networks as points: flat parameter vectors, the interpolated model, lengths."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from dss.checks import check_alike, check_sizes, check_theta
+from dss.checks import check_alike, check_number, check_sizes, check_theta
 from dss.networks.units import places_of_units
 
 
@@ -36,10 +37,13 @@ def flatten(source: torch.nn.Module | Mapping[str, Tensor]) -> Tensor:
         theta `(P,)`, a copy, on the device of the parameters.
 
     Raises:
+        TypeError: neither a module nor tensors by name.
         ValueError: there is no parameter, or a lazy layer has no size yet.
     """
     if isinstance(source, torch.nn.Module):
         check_sizes(source)
+    elif not isinstance(source, Mapping) or not all(isinstance(v, Tensor) for v in source.values()):
+        raise TypeError(f"source is a {type(source).__name__}; a module or its tensors by name")
     tensors = (
         [p.detach() for _, p in source.named_parameters()]
         if isinstance(source, torch.nn.Module)
@@ -138,14 +142,16 @@ def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:
         `(..., P)` in the dtype and on the device of `theta_1`.
 
     Raises:
-        TypeError: theta is not floating point.
-        ValueError: the two shapes differ.
+        TypeError: theta is not floating point, or t no number.
+        ValueError: the two shapes differ, or t is not finite.
 
     Paper: Eq. (1), Sec. II.A.
     """
     check_theta(theta_1, "theta_1")
     check_theta(theta_2, "theta_2")
     check_alike(theta_1, theta_2)
+    if not isinstance(t, Tensor):
+        t = check_number(t, "t", math.isfinite, "a finite number")
     t = torch.as_tensor(t, dtype=theta_1.dtype, device=theta_1.device)[..., None]
     return torch.lerp(theta_1, theta_2, t)
 

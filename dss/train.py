@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from dss.checkpoint import once
-from dss.checks import check_theta
+from dss.checks import check_generator, check_theta, per_pair, thresholds_of
 from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode, usual
 from dss.status import Status
-from dss.task import Task
+from dss.task import Task, check_task
 
 # Flat vectors that training holds per network: start, result, itself, its gradient in parts and
 # joined, two of the optimiser's state and two of its temporaries.
@@ -92,18 +92,16 @@ def train_endpoints(
 
     Raises:
         RuntimeError: after 20 rounds of drawing there are still too few.
-        TypeError: an unknown argument.
-        ValueError: n < 1, an argument out of range, or a checkpoint that is damaged or of another
-            call.
+        TypeError: an unknown argument, or one that is no number.
+        ValueError: n < 1 or more than memory holds, no threshold, an argument out of range, or a
+            checkpoint that is damaged or of another call.
         OSError: the checkpoint cannot be written.
 
     Paper: step 1, Sec. II.B.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    if n < 1:
-        raise ValueError(f"n is {n}; at least one network is needed")
-    training = training_of(training)
-    targets = torch.atleast_1d(torch.as_tensor(L0, dtype=torch.float64))
+    check_task(task)
+    generator, n = check_generator(generator), task.budget.check_room(n, "n", task.dtype)
+    training, targets = training_of(training), thresholds_of(L0)
     call = asdict(training) | {"n": n, "L0": targets}
     draw = partial(_draw_endpoints, task, n, targets, generator, training)
     return once(checkpoint, task, call, generator, Endpoints, draw)
@@ -184,20 +182,18 @@ def train_to(
 
     Paper: steps 1 and 3, Sec. II.B.
     """
+    check_task(task)
     thetas = check_theta(thetas, "thetas", (..., task.n_params), finite=True)
     thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params))
     if len(thetas) == 0:
         raise ValueError("thetas has 0 rows; at least one network is needed")
     training = training_of(training)
     n, device = len(thetas), task.device
-    target = torch.as_tensor(target, dtype=torch.float64, device=device)
-    if target.shape not in ((), (n,)):
-        raise ValueError(f"target has shape {tuple(target.shape)}; one value or ({n},) is needed")
-    target = target.expand(n)
+    target = per_pair(target, n, "target").to(device)
     target = target * (1 + rounding(thetas.dtype))
     if not bool((target > 0).all()):
         raise ValueError(f"target is {float(target.min())}; it must be > 0")
-    generator = generator or torch.Generator().manual_seed(0)
+    generator = check_generator(generator)
     thetas = usual(thetas.detach().to(device))
     call = asdict(training) | {"thetas": thetas, "target": target}
     train = partial(_train_groups, task, thetas, target, generator, training)

@@ -208,3 +208,164 @@ def test_a_damaged_string_file(tmp_path):
 def test_networks_that_are_no_stack(ring, call, shape):
     with needs(ValueError, "thetas", str(shape), "(any, 2)"):
         getattr(ring, call)(torch.ones(shape))
+
+
+# What is no number at all, and what is none that counts something.
+NO_NUMBER = ["0.5", True, None, [], [0.5, "x"], {}, 1j, torch.tensor([True]), object()]
+NO_COUNT = [0, -1, 1.5, math.nan, math.inf, -(10**26)]
+TOO_MANY = [10**12, 10**26, 1e300]
+SIGNED = [0.0, -1.0, math.nan, math.inf, -math.inf, 10**400]
+NO_TENSOR = [None, "x", 1.0, [[0.0]], torch.zeros(0), torch.zeros(2, 2).long(), torch.zeros(2, 5)]
+NO_GENERATOR = [0, 5, 10**26, "seed", [], torch.zeros(1)]
+NO_TASK = [None, "quad", nn.Linear(1, 1), 3]
+PAIR = torch.zeros(2, 2)
+
+# Of public functions: arguments that are right, and bad values by argument.
+TRAINING = {
+    **{name: NO_COUNT for name in ("patience", "check_every", "batch_size")},
+    "lr": SIGNED + NO_NUMBER,
+    "max_steps": [-1, 1.5, math.nan, *NO_NUMBER],
+    "optimizer": ["lion", 3, None, []],
+    "generator": NO_GENERATOR,
+    "task": NO_TASK,
+}
+SEARCHED = TRAINING | {
+    "L0": SIGNED + NO_NUMBER + [torch.ones(3)],
+    "alpha": [0.0, -1.0, 1.5, math.nan, 10**400, *NO_NUMBER, torch.ones(7)],
+    "max_depth": [-1, 1.5, 41, math.nan, 10**26, *NO_NUMBER],
+    "n_t": NO_COUNT + TOO_MANY + NO_NUMBER,
+    "t_star": ["middle", 1, None, []],
+    "slack": [0.9, math.nan, math.inf, *NO_NUMBER],
+    "insert_first": [1, "yes", None],
+}
+DRAWN = SEARCHED | {
+    "L0": [[], [[0.1]], [0.1, -1.0], [0.1, math.nan], "low", None, [True], {}],
+    "n_pairs": NO_COUNT + TOO_MANY + NO_NUMBER,
+}
+CURVE = {"task": NO_TASK, "n_t": NO_COUNT + TOO_MANY + NO_NUMBER}
+SEGMENT = CURVE | {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR}
+STRING = CURVE | {"thetas": [*NO_TENSOR, torch.zeros(1, 2)]}
+SAMPLES = {"n_train": NO_COUNT + TOO_MANY, "n_eval": NO_COUNT + TOO_MANY}
+SAMPLES |= {"hidden": [3, "4", None, (0,), (1.5,), (True,), (10**12,)]}
+SAMPLES |= {"activation": ["gelu", 3, None, []], "loss": ["l3", 3, []], "preset": ["paper", 3, []]}
+IMAGES = {"n_eval": NO_COUNT + [10_001, 10**26, "x", True, []]}
+IMAGES |= {"network": ["vgg", 3, []], "metric": ["f1", 3, []], "preset": ["paper", 3, []]}
+FOUND = dss.String(torch.zeros(2, 33), "connected", 9.0, 0.9, 1.0, 33, math.nan)
+PROOF = {"task": NO_TASK, "limit": SIGNED + ["x", True, []], "budget": NO_COUNT + NO_NUMBER}
+PROOF |= {"tolerance": [0, -1, math.nan, "x", True], "form": ["exact", 3, None, []]}
+X2 = torch.zeros(4, 2)
+NET = {"module": nn.Linear(2, 2), "loss": "mse", "train": (X2, X2), "test": (X2, X2)}
+BAD_NET = {"module": [None, "net", nn.Linear], "loss": ["l3", 3, None, []], "metric": ["l3", 3, []]}
+BAD_NET |= {"train": [None, X2, (X2,)], "test": [None, X2, (X2,)], "init": [3, "x"]}
+BAD_NET |= {name: NO_COUNT + ["x", True, []] for name in ("batch_size", "eval_chunk")}
+QUAD = dss.quad(n_train=4, n_eval=4)
+POLYNOMIAL = {"coefficients": [[], [math.nan], [True], "quintic", None, 3, [[0.1]], [2.0]]}
+
+
+def ring_of(function, /, **arguments):
+    """The function with the ring as its task."""
+    return lambda ring, **changed: function(**({"task": ring} | arguments | changed))
+
+
+def alone(function, /, **arguments):
+    return lambda ring, **changed: function(**(arguments | changed))
+
+
+TABLE = {
+    "find_string": (
+        ring_of(dss.find_string, **GOOD),
+        SEARCHED | {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR},
+    ),
+    "find_strings": (
+        ring_of(dss.find_strings, theta_1=PAIR, theta_2=PAIR, L0=2.0),
+        SEARCHED | {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR},
+    ),
+    "study": (ring_of(dss.study, L0=[0.1], n_pairs=1), DRAWN),
+    "descending_study": (ring_of(dss.studies.descending_study, L0=[0.1], n_pairs=1), DRAWN),
+    "train_endpoints": (
+        ring_of(dss.train_endpoints, n=1, L0=[0.1]),
+        TRAINING | {"n": DRAWN["n_pairs"], "L0": DRAWN["L0"]},
+    ),
+    "train_to": (
+        ring_of(dss.train_to, thetas=PAIR, target=0.1),
+        TRAINING
+        | {"thetas": NO_TENSOR, "target": [0.0, -1.0, math.nan, *NO_NUMBER, torch.ones(3)]},
+    ),
+    "interpolated_loss": (ring_of(dss.interpolated_loss, theta_1=PAIR, theta_2=PAIR), SEGMENT),
+    "t_star": (
+        ring_of(dss.t_star, theta_1=PAIR, theta_2=PAIR),
+        SEGMENT | {"rule": ["middle", 1, None, []]},
+    ),
+    "Gamma_tilde": (ring_of(dss.Gamma_tilde, thetas=PAIR), STRING),
+    "losses_along": (ring_of(dss.losses_along, thetas=PAIR), STRING),
+    "compare_paths": (
+        ring_of(dss.compare_paths, paths={"a": PAIR}),
+        CURVE | {"paths": [None, [], {}, {"a": None}, {"a": PAIR[:1]}, {"a": torch.zeros(2, 5)}]},
+    ),
+    "interpolate": (
+        alone(dss.interpolate, theta_1=PAIR, theta_2=PAIR, t=0.5),
+        {"theta_1": NO_TENSOR[:4], "theta_2": NO_TENSOR}
+        | {"t": [math.nan, math.inf, "x", True, None, [], 1j]},
+    ),
+    "flatten": (alone(dss.flatten), {"source": [None, "x", 3, {}, {"a": 1.0}, nn.ReLU()]}),
+    "batch_statistics": (
+        alone(dss.batch_statistics, module=nn.BatchNorm1d(2)),
+        {"module": [None, "x", nn.Linear(2, 2)], "x": ["x", 3, X2.long(), X2[:1], X2 / 0]},
+    ),
+    "certify": (alone(dss.certify, task=QUAD, string=FOUND), PROOF | {"string": [None, "s", PAIR]}),
+    "certify_strings": (
+        alone(dss.certify_strings, task=QUAD, strings=[FOUND]),
+        PROOF | {"strings": [None, "s", FOUND, [PAIR]]},
+    ),
+    "quad": (alone(dss.quad), SAMPLES),
+    "polynomial": (
+        alone(dss.polynomial, coefficients="quadratic"),
+        SAMPLES | POLYNOMIAL | {"restrict": ["no", 1, None]},
+    ),
+    "mnist": (alone(dss.mnist), IMAGES | {"n_eval": [math.nan, 10**26, "x", True]}),
+    "digits": (alone(dss.digits), IMAGES),
+    "landscape": (
+        alone(dss.landscape, function=lambda theta: theta.sum(-1), dim=2),
+        {"dim": NO_COUNT + TOO_MANY + NO_NUMBER}
+        | {"function": [None, 3, lambda theta: theta, lambda theta: theta.sum(-1) * math.nan]},
+    ),
+    "Task.from_module": (alone(dss.Task.from_module, **NET), BAD_NET),
+    "Task.init": (lambda ring, **changed: ring.init(**({"n": 2} | changed)),
+                  {"n": DRAWN["n_pairs"], "generator": NO_GENERATOR}),
+    "Task.losses": (lambda ring, **changed: ring.losses(**({"thetas": PAIR} | changed)),
+                    {"thetas": NO_TENSOR, "split": ["all", 3, None, []]}),
+    "Task.outputs": (alone(QUAD.outputs, thetas=torch.zeros(2, 33), x=X2[:, :1]),
+                     {"thetas": NO_TENSOR, "x": [None, 1.0, torch.tensor(1.0)]}),
+    "Task.to": (lambda ring, **changed: ring.to(**changed),
+                {"memory": [0, -1, math.nan, "x", True, []], "device": ["gpu", 3.5, []],
+                 "dtype": ["float", torch.int64, float]}),
+    "polynomial_samples": (alone(dss.data.polynomial_samples, coefficients=[1.0], n=2, seed=0),
+                           {"seed": [-1, 1.5, 10**26, "x", True, None]}),
+}  # fmt: skip
+CASES = [(name, argument) for name, (_, bad) in TABLE.items() for argument in bad]
+
+
+@pytest.mark.parametrize("name, argument", CASES)
+def test_a_bad_argument_is_named_before_anything_is_computed(ring, monkeypatch, name, argument):
+    def nothing(*arguments, **keywords):
+        raise AssertionError("something was computed")
+
+    for place in ("train._train_groups", "sampling.measure_segments", "proofs.certify._certify"):
+        monkeypatch.setattr(f"dss.{place}", nothing)
+    call, bad = TABLE[name]
+    for value in bad[argument]:
+        with pytest.raises((TypeError, ValueError)) as error:
+            call(ring, **{argument: value})
+        message = str(error.value)
+        assert f"{SAID.get(argument, argument)}" in message, (value, message)
+        assert len(message) < 400, message
+
+
+# Where a message names the thing otherwise.
+SAID = {"rule": "t_star", "paths": "path", "source": "", "module": "", "function": "function"}
+SAID |= {"coefficients": ""}
+
+
+def test_every_public_function_is_in_the_table():
+    others = {"Certificate", "String", "Task", "Results", "sweep"}
+    assert set(dss.__all__) - others <= set(TABLE)

@@ -24,8 +24,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the ground up; a module imports from lower floors only.
 FLOORS = [
+    {"checks"},
     {
-        "checks",
         "files",
         "parameters",
         "provenance",

@@ -145,7 +145,7 @@ def test_from_module_refuses_samples_that_do_not_belong_together(sample):
         dss.Task.from_module(nn.Linear(3, 1), "mse", (x[:0], y[:0]), sample)
     with pytest.raises(ValueError, match="test samples do not fit"):
         dss.Task.from_module(nn.Linear(3, 1), "mse", sample, (x, y[:, 0]))
-    with pytest.raises(ValueError, match="unknown loss 'accuracy'"):
+    with pytest.raises(ValueError, match="unknown metric 'accuracy'"):
         dss.Task.from_module(nn.Linear(3, 1), "mse", sample, sample, metric="accuracy")
 
 

@@ -28,12 +28,14 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
         A network for `Task.from_module`.
 
     Raises:
-        TypeError: x is not a floating-point tensor.
+        TypeError: no module, or x is not a floating-point tensor.
         ValueError: no layer is a BatchNorm, one has a forward of its own or no size yet, or x holds
             fewer than two samples, NaN or inf.
 
     Differs: not in the paper, whose networks have no BatchNorm.
     """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is a {type(module).__name__}; a torch.nn.Module is needed")
     check_sizes(module)
     module = copy.deepcopy(module)
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

@@ -9,6 +9,11 @@ from typing import TypeVar
 
 import torch
 
+from dss.checks import check_whole
+
+# Networks that are drawn at a time, at most.
+MOST_NETWORKS = 2**40
+
 # Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
 # On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
 # thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
@@ -53,6 +58,27 @@ class Budget:
         if self.memory is not None:  # each held three times: results, gradients, temporaries
             limit = min(limit, self.memory * 2**20 / (3 * dtype.itemsize))
         return min(limit, self.most)
+
+    def check_room(self, n: int, name: str, dtype: torch.dtype) -> int:
+        """`n` as an int; ValueError where so many networks are more than memory holds.
+
+        Args:
+            n: how many.
+            name: how the message calls it.
+            dtype: of the networks.
+
+        Raises:
+            TypeError: no number.
+            ValueError: not whole, < 1, or too many.
+        """
+        n = check_whole(n, name, 1, MOST_NETWORKS)
+        needed, free = n * self.n_params * dtype.itemsize, free_memory(self.device)
+        if needed > free:
+            raise ValueError(
+                f"{name} is {n}; that takes {needed / 2**30:.3g} GiB for the networks alone, and "
+                f"{free / 2**30:.3g} GiB are free"
+            )
+        return n
 
     def by_rows(
         self, work: Callable[[slice], Result], n: int, n_samples: int, dtype: torch.dtype

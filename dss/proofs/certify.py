@@ -15,10 +15,13 @@ from dss.checks import (
     WHOLE,
     check_fields,
     check_finite,
+    check_number,
     check_rows,
     check_theta,
+    check_whole,
     is_whole,
     one_of,
+    short,
     table,
 )
 from dss.curve import Gamma_tilde
@@ -26,6 +29,7 @@ from dss.files import load_tensors, save_tensors
 from dss.networks.modes import in_usual_mode
 from dss.proofs.bounds import (
     BOUNDED_METRICS,
+    FORMS,
     LAYERS,
     Network,
     bounds,
@@ -38,7 +42,7 @@ from dss.proofs.bounds import (
 )
 from dss.proofs.divide import TRACE, Proof
 from dss.strings import String
-from dss.task import Task
+from dss.task import Task, check_task
 
 CERTIFICATE_FORMAT = "dss-certificate-1"
 
@@ -271,18 +275,25 @@ def certify_strings(
         A certificate for each string, on the task's device.
 
     Raises:
-        TypeError: thetas in another precision than float16, float32 or float64.
+        TypeError: an argument of another kind; thetas in another precision than float16, float32
+            or float64.
         ValueError: a layer, metric, sample or task for which no bounds are known; a string whose
             number of parameters or whose Gamma_tilde is not this task's; an argument out of range.
 
     Differs: the paper looks at points of a grid.
     """
+    check_task(task)
     if task.module is None:
         raise ValueError(f"{task.name} is an explicit function of theta; bounds need a network")
-    if not isinstance(budget, int | float) or not 1 <= budget < float("inf") or budget % 1:
-        raise ValueError(f"budget is {budget!r}; a whole number of pieces, at least 1, is needed")
-    if tolerance is not None and not tolerance > 0:
-        raise ValueError(f"tolerance is {tolerance}; it must be > 0")
+    budget = check_whole(budget, "budget", 1)
+    if tolerance is not None:
+        check_number(tolerance, "tolerance", lambda v: v > 0, "a number > 0")
+    if not isinstance(strings, list | tuple) or not all(isinstance(s, String) for s in strings):
+        raise TypeError(f"strings is {short(strings)}; strings that a search found are needed")
+    if limit is not None:
+        limit = check_number(limit, "limit", lambda v: 0 < v < math.inf, "a finite number > 0")
+    if form not in FORMS:
+        raise ValueError(f"unknown form {short(form)}; known: {', '.join(map(repr, FORMS))}")
     limits = [s.slack * s.L0 if limit is None else float(limit) for s in strings]
     for value in limits:
         if not 0 < value < float("inf"):
@@ -298,9 +309,7 @@ def certify_strings(
     size, certificates = task.budget.rows_that_fit(copies, torch.float64), []
     for group in _groups(list(strings), size):
         of_group = limits[len(certificates) : len(certificates) + len(group)]
-        certificates += _certify(
-            task, group, of_group, layers, metric, form, int(budget), tolerance
-        )
+        certificates += _certify(task, group, of_group, layers, metric, form, budget, tolerance)
     return certificates
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from dss.checks import Rule, check_fields, short
 from dss.files import check_target, load_tensors, save_tensors
 from dss.provenance import source
 from dss.task import Task
@@ -18,6 +19,19 @@ CHECKPOINT_FORMAT = "dss-checkpoint-1"
 TASK_SETTINGS = ("name", "loss", "metric", "eval_chunk", "memory")
 
 Result = TypeVar("Result")
+
+# What a file holds beside tensors.
+HEADER: dict[str, Rule] = {
+    "made by": (
+        lambda v: isinstance(v, dict) and all(isinstance(text, str) for text in v.values()),
+        "names and texts",
+    ),
+    "state": (lambda v: isinstance(v, dict), "names and values"),
+    "on device": (
+        lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+        "a list of names",
+    ),
+}
 
 
 def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
@@ -66,6 +80,14 @@ def _as_text(value) -> str:
     return f"{value.dtype} {tuple(value.shape)} with sha256 {digest}"
 
 
+def _is_of_generator(value) -> bool:
+    try:
+        torch.Generator().set_state(value)
+    except (RuntimeError, TypeError):
+        return False
+    return value.dim() == 1
+
+
 def save_state(path: str | Path, made_by: dict[str, str], state: Mapping) -> None:
     """Write tensors and plain values, by name; the file changes at once or not at all."""
     tensors = {name: v for name, v in state.items() if isinstance(v, Tensor)}
@@ -75,8 +97,19 @@ def save_state(path: str | Path, made_by: dict[str, str], state: Mapping) -> Non
     save_tensors(path, CHECKPOINT_FORMAT, tensors, header)
 
 
-def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) -> dict | None:
+def load_state(
+    path: str | Path,
+    made_by: dict[str, str],
+    device: torch.device,
+    rules: Callable[[Mapping], Mapping[str, Rule]],
+) -> dict | None:
     """What `save_state` wrote; None where there is no file.
+
+    Args:
+        path: of the file.
+        made_by: as `fingerprint` gives it for this call.
+        device: where tensors go that were on one.
+        rules: gives, for a state, what each of its fields must be.
 
     Raises:
         TypeError, OSError: it cannot be written, `check_target` says why.
@@ -86,11 +119,16 @@ def load_state(path: str | Path, made_by: dict[str, str], device: torch.device) 
         return None
 
     def build(tensors: dict, values: dict) -> dict:
+        check_fields(values, HEADER)
         other = values["made by"]
         for name in made_by | other:
             here, there = made_by.get(name, "nothing"), other.get(name, "nothing")
             if here != there:
                 raise ValueError(f"it is of another search: {name} is {there} there, {here} here")
+        if state := tensors | values["state"]:
+            check_fields(state, rules(state), "state")
+        if surplus := set(values["on device"]) - set(tensors):
+            raise ValueError(f"on device: {short(surplus.pop())} is no tensor")
         tensors |= {name: tensors[name].to(device) for name in values["on device"]}
         return tensors | values["state"]
 
@@ -104,6 +142,7 @@ def once(
     generator: torch.Generator,
     kind: type[Result],
     compute: Callable[[], Result],
+    rules: Mapping[str, Rule],
 ) -> Result:
     """`compute()`; or, where the file holds what the same call gave before, that.
 
@@ -113,6 +152,7 @@ def once(
         generator: ends in the same state either way.
         kind: of the result, a dataclass of tensors and plain values.
         compute: gives it.
+        rules: what the fields of a result must be.
 
     Raises:
         TypeError, ValueError, OSError: as in `load_state`.
@@ -120,7 +160,8 @@ def once(
     if path is None:
         return compute()
     made_by = fingerprint(task, dict(call) | {"generator": generator.get_state()})
-    state = load_state(path, made_by, task.device)
+    rules = {**rules, "generator": (_is_of_generator, "the state of a generator")}
+    state = load_state(path, made_by, task.device, lambda _: rules)
     if state:
         generator.set_state(state.pop("generator"))
         return kind(**state)

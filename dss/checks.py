@@ -144,6 +144,13 @@ def check_rows(rows, rules: Mapping[str, Rule], what: str) -> None:
         check_fields(row, rules, f"{what}[{i}]")
 
 
+def is_list_of(n: int, rule: Rule) -> Rule:
+    """A rule for a list of `n` values, each as the rule says."""
+    is_right, needed = rule
+    fits = lambda v: isinstance(v, list) and len(v) == n and all(map(is_right, v))  # noqa: E731
+    return fits, f"a list of {n}, each {needed},"
+
+
 def table(dtype: str, *shape: int | None, allowed: Callable | None = None, needed="") -> Rule:
     """A rule for a tensor: its dtype, its shape (None: any size), and its values.
 

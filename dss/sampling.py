@@ -8,6 +8,7 @@ segments of all pairs.
 import inspect
 import logging
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from dss.checks import check_generator, check_pairs, check_search, check_theta, 
 from dss.curve import Maxima, segment_maxima
 from dss.descent import TRAINING_SETTINGS, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode
-from dss.search import Search, State, begin, strings_of, with_depth
+from dss.search import Search, State, begin, rules_of, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task, check_task
@@ -116,7 +117,7 @@ def find_strings(
         call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
         call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
         made_by = fingerprint(task, call | {"losses of the ends": state.losses})
-        saved = load_state(checkpoint, made_by, task.device)
+        saved = load_state(checkpoint, made_by, task.device, partial(rules_of, state, max_depth))
         state = State(**saved) if saved else state
         save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
     while state.depth <= search.max_depth:

@@ -1,13 +1,15 @@
 """What a search of many pairs holds: what it is asked for, and its state from level to level."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dss.checks import TEXT, Rule, check_rows, is_list_of, is_whole, one_of, table
 from dss.descent import Training
-from dss.status import Status
-from dss.strings import String
+from dss.status import OF_STRINGS, Status
+from dss.strings import TRACE, String
 from dss.task import Task
 
 
@@ -93,6 +95,46 @@ def begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: T
         ],
         detail=_name_endpoints(losses.reshape(2, n_pairs), searched, L0),
     )
+
+
+def rules_of(first: State, max_depth: int, found: Mapping) -> dict[str, Rule]:
+    """What the fields of a state in a file must be: of the search that begins with `first`."""
+    (n_pairs,), n_params = first.active.shape, first.thetas.shape[1]
+    sizes = [getattr(found.get(name), "shape", ()) for name in ("thetas", "left")]
+    n, n_open = (size[0] if size else 0 for size in sizes)
+
+    def index(size: int, below: int) -> Rule:
+        return table("int64", size, allowed=lambda v: (v >= 0) & (v < below), needed=f"< {below}")
+
+    inside = {"allowed": lambda v: (v >= 0) & (v <= 1), "needed": "in [0, 1]"}
+    finite = {"allowed": torch.isfinite, "needed": "finite"}
+    count = table("int64", n_pairs, allowed=lambda v: v >= 0, needed=">= 0")
+    return {
+        "depth": (
+            lambda v: is_whole(v) and v <= max_depth + 1,
+            f"a whole number from 0 to {max_depth + 1}",
+        ),
+        "thetas": table(str(first.thetas.dtype)[6:], None, n_params, **finite),
+        "pair": index(n, n_pairs),
+        "position": table("float64", n, **inside),
+        "losses": table("float64", n),
+        "left": index(n_open, n),
+        "right": index(n_open, n),
+        "active": table("bool", n_pairs),
+        "settled": table("float64", n_pairs, allowed=lambda v: ~v.isnan(), needed="without NaN"),
+        **dict.fromkeys(("beads_trained", "steps_spent", "n_stalled"), count),
+        "trace": is_list_of(n_pairs, (_is_trace, "rows, one for each depth")),
+        "status": is_list_of(n_pairs, one_of(OF_STRINGS)),
+        "detail": is_list_of(n_pairs, TEXT),
+    }
+
+
+def _is_trace(rows) -> bool:
+    try:
+        check_rows(rows, TRACE, "trace")
+    except ValueError:
+        return False
+    return True
 
 
 def strings_of(state: State, L0: Tensor, alpha: Tensor, slack: float, search: Search) -> list:

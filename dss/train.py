@@ -11,10 +11,18 @@ import torch
 from torch import Tensor
 
 from dss.checkpoint import once
-from dss.checks import check_generator, check_theta, per_pair, thresholds_of
+from dss.checks import (
+    check_generator,
+    check_theta,
+    is_list_of,
+    one_of,
+    per_pair,
+    table,
+    thresholds_of,
+)
 from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode, usual
-from dss.status import Status
+from dss.status import OF_STRINGS, Status
 from dss.task import Task, check_task
 
 # Flat vectors that training holds per network: start, result, itself, its gradient in parts and
@@ -104,7 +112,17 @@ def train_endpoints(
     training, targets = training_of(training), thresholds_of(L0)
     call = asdict(training) | {"n": n, "L0": targets}
     draw = partial(_draw_endpoints, task, n, targets, generator, training)
-    return once(checkpoint, task, call, generator, Endpoints, draw)
+    count = {"allowed": lambda v: v >= 0, "needed": ">= 0"}
+    dtype, n_targets = str(task.dtype)[6:], len(targets)
+    rules = {
+        "thetas": table(
+            dtype, n_targets, n, task.n_params, allowed=torch.isfinite, needed="finite"
+        ),
+        "n_drawn": table("int64", n_targets, **count),
+        "n_discarded": table("int64", n_targets, **count),
+        "steps": table("int64", n_targets, n, **count),
+    }
+    return once(checkpoint, task, call, generator, Endpoints, draw, rules)
 
 
 def _draw_endpoints(task, n, targets, generator, training: Training) -> Endpoints:
@@ -197,7 +215,14 @@ def train_to(
     thetas = usual(thetas.detach().to(device))
     call = asdict(training) | {"thetas": thetas, "target": target}
     train = partial(_train_groups, task, thetas, target, generator, training)
-    return once(checkpoint, task, call, generator, Trained, train)
+    rules = {
+        "thetas": table(str(thetas.dtype)[6:], n, task.n_params),
+        "reached": table("bool", n),
+        "steps": table("int64", n, allowed=lambda v: v >= 0, needed=">= 0"),
+        "losses": table("float64", n),
+        "status": is_list_of(n, one_of([s for s in Status if s not in OF_STRINGS])),
+    }
+    return once(checkpoint, task, call, generator, Trained, train, rules)
 
 
 def _train_groups(task, thetas, target, generator, training: Training) -> Trained:

@@ -115,6 +115,7 @@ def outcomes(path, load):
             if damage in ("no rows", "too few rows", "another axis"):  # or what does not fit to it
                 names = set(tensors) | set(values)
             named = any(name in str(error).partition("file: ")[2] for name in names)
+            named |= place[0] == "made by" and "of another search" in str(error)
             assert named or (damage == DEEP and "nested too deep" in str(error)), (place, error)
             assert len(str(error)) < 500
         else:
@@ -164,6 +165,30 @@ def test_certificates(task, string, tmp_path):
         "upper",
         "bound",
     }
+
+
+CALLS = {
+    "find_strings": lambda task, ends, path: dss.find_strings(
+        task, ends[:1], ends[1:], 0.05, insert_first=True, max_depth=2, checkpoint=path
+    ),
+    "train_to": lambda task, ends, path: dss.train_to(task, ends, 0.06, checkpoint=path),
+    "train_endpoints": lambda task, ends, path: dss.train_endpoints(
+        task, 1, [5.0], checkpoint=path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_checkpoints(name, task, ends, tmp_path, monkeypatch):
+    CALLS[name](task, ends, tmp_path / "c")
+    made_by = read(tmp_path / "c")[1]["made by"]
+    monkeypatch.setattr(dss.checkpoint, "fingerprint", lambda *_: made_by)
+    monkeypatch.setattr(dss.sampling, "fingerprint", lambda *_: made_by)
+    accepted = outcomes(tmp_path / "c", lambda path: CALLS[name](task, ends, path))
+    places = {place.removeprefix("state.").split(".")[0] for place, _ in accepted}
+    assert places <= {"state", "losses", "thetas", "trace", "detail", "on device"}, accepted
+    diverged = {("losses", "NaN"), ("thetas", "NaN")} if name == "train_to" else {("losses", "NaN")}
+    assert {(p, d) for p, d in accepted if p in ("thetas", "losses", "generator")} <= diverged
 
 
 def _rows(name, rows, column):

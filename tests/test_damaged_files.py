@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 import dss
 from dss import files
+from dss.proofs.checker import check_certificate
 
 DEEP = "a value nested 10,000 deep"
 GONE = object()
@@ -67,6 +68,8 @@ def damaged_values(values):
             inner = changed
             for key in place[:-1]:
                 inner = inner[key]
+            if type(inner[place[-1]]) is type(damage) and inner[place[-1]] == damage:
+                continue
             if damage is GONE:
                 del inner[place[-1]]
             else:
@@ -99,7 +102,7 @@ def damaged_tensors(tensors):
     yield "surplus", "surplus", tensors | {"surplus": torch.zeros(2)}
 
 
-def outcomes(path, load):
+def outcomes(path, load, others=frozenset()):
     """What becomes of each damage; all but ValueErrors with path and field are not caught."""
     accepted, (tensors, values, what) = set(), read(path)
     damaged = path.with_name("damaged")
@@ -111,7 +114,7 @@ def outcomes(path, load):
             load(damaged)
         except ValueError as error:
             assert str(error).startswith(f"{damaged} is not a readable {what} file: ")
-            names = {str(key) for key in place}
+            names = {str(key) for key in place} | others
             if damage in ("no rows", "too few rows", "another axis"):  # or what does not fit to it
                 names = set(tensors) | set(values)
             named = any(name in str(error).partition("file: ")[2] for name in names)
@@ -165,6 +168,52 @@ def test_certificates(task, string, tmp_path):
         "upper",
         "bound",
     }
+
+
+def judged(path):
+    """A certificate that is rejected, as one that cannot be read."""
+    if reasons := check_certificate(path):
+        text = "; ".join(reasons)[:300]
+        raise ValueError(f"{path} is not a readable certificate file: {text}")
+
+
+# What else may be named where a value and a claim do not fit each other.
+CLAIMS = {
+    "dtype",
+    "segment",
+    "piece",
+    "bound",
+    "settings",
+    "n_out",
+    "targets",
+    "linear",
+    "layer",
+    "parameters",
+    "t =",
+}
+
+
+def test_certificates_that_are_checked(task, string, tmp_path):
+    accepted = outcomes(dss.certify(task, string).save(tmp_path / "c"), judged, CLAIMS)
+    places = {place.split(".")[0] for place, _ in accepted}
+    assert places <= {"limit", "n_bounded", "trace", "status", "lower", "t_lower"}, accepted
+
+
+def test_strings_that_a_certificate_is_compared_with(task, string, tmp_path):
+    path = dss.certify(task, string).save(tmp_path / "c")
+    (tensors, values, what), other = read(string.save(tmp_path / "s")), tmp_path / "damaged"
+    cases = [(p[0], tensors, changed) for p, _, changed in damaged_values(values)]
+    cases += [(n, changed, values) for n, _, changed in damaged_tensors(tensors)]
+    for name, some_tensors, some_values in cases:
+        rewrite(other, some_tensors, some_values, what)
+        try:
+            reasons = check_certificate(path, other)
+        except ValueError as error:
+            assert str(error).startswith(f"{other} is not a readable string file: ")
+        else:
+            assert reasons or name not in ("thetas", "L0") or some_values["L0"] == 1.5
+    with pytest.raises(OSError):
+        check_certificate(path, "")
 
 
 CALLS = {

@@ -47,16 +47,19 @@ def check_certificate(path: str | Path, string: str | Path | None = None) -> lis
         ValueError: a file is not of this format and version at all.
     """
     tables, values, reasons = _read_file(path, "certificate", CERTIFICATE_FORMAT)
-    of_string = _read_file(string, "string", STRING_FORMAT) if string else ({}, {}, [])
+    of_string = ({}, {}, [])
+    if string is not None:
+        of_string = _read_file(string, "string", STRING_FORMAT)
     string_tables, string_values, damage = of_string
     try:
         _check_form(tables, values)
         with np.errstate(all="ignore"):
             reasons += _claims(tables, values)
-        if string:
+        if string is not None:
             reasons += damage
+            _check_string_form(string_tables, string_values)
             reasons += _differences(tables, values, string_tables, string_values)
-    except (KeyError, TypeError, IndexError, ValueError, OverflowError, MemoryError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, MemoryError) as error:
         reasons.append(f"it is malformed: {error if type(error) is ValueError else repr(error)}")
     return reasons
 
@@ -67,15 +70,23 @@ def _read_file(path: str | Path, what: str, kind: str) -> tuple[dict, dict, list
 
     content = Path(path).read_bytes()
     try:
-        arrays = load(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        if header["format"] != kind:
-            raise ValueError(f"format is {header['format']!r}; {kind!r} is known")
+        try:
+            arrays = load(content)
+        except KeyError as error:
+            raise ValueError(f"a table has dtype {error}, which NumPy does not have") from error
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        header = header.get("__metadata__", {})
+        if header.get("format") != kind:
+            raise ValueError(f"format is {header.get('format')!r}; {kind!r} is known")
+        for name in (what, "sha256"):
+            _require(name in header, f"{name} is missing in its metadata")
         text, sha256 = header[what], header["sha256"]
-        values = json.loads(text)
+        values, digest = json.loads(text), hashlib.sha256(text.encode())
+        _require(type(values) is dict, f"its {what} is no names and values")
+    except RecursionError as error:
+        raise ValueError(f"{path} is not a readable {what} file: it is nested too deep") from error
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a readable {what} file: {error}") from error
-    digest = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         digest.update(f"{name} torch.{arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(arrays[name].tobytes())
@@ -103,6 +114,8 @@ def _differences(
         )
 
 
+TABLES = ("thetas", "x", "y", "t_lower", "lower", "upper", "segment", "begin", "end", "bound")
+VALUES = ("limit", "metric", "layers", "status", "n_bounded", "trace")
 WINDOW = {"shape", "kernel_size", "stride", "padding", "dilation"}
 LAYER_SETTINGS = {
     "linear": {"n_in", "bias"},
@@ -121,13 +134,42 @@ def _require(condition: bool, what: str) -> None:
         raise ValueError(what)
 
 
+def _require_names(found: dict, names: tuple[str, ...]) -> None:
+    for name in names:
+        _require(name in found, f"{name} is missing")
+    for name in found:
+        _require(name in names, f"{name[:80]} is not known")
+
+
+def _check_string_form(tables: dict, values: dict) -> None:
+    """Raise ValueError for what is no string; only what is compared is looked at."""
+    thetas = tables.get("thetas")
+    _require(thetas is not None and thetas.ndim == 2, "thetas of the string")
+    for name in ("L0", "slack"):
+        value = values.get(name)
+        right = type(value) in (int, float) and 0 < value < np.finfo(float).max
+        _require(right, f"{name} of the string is no finite number > 0")
+
+
 def _check_form(tables: dict, values: dict) -> None:
     """Raise ValueError for tables, samples or layers that are not what a certificate holds."""
+    _require_names(tables, TABLES)
+    _require_names(values, VALUES)
+    _require(type(values["n_bounded"]) is int and values["n_bounded"] >= 0, "n_bounded")
+    for name in ("layers", "status", "trace"):
+        _require(type(values[name]) is list, f"{name} is no list")
+    _require(all(type(v) is str and len(v) < 80 for v in values["status"]), "status is no text")
+    for row in values["trace"]:
+        right = type(row) is dict and set(row) == {"n_bounded", "lower", "upper"}
+        _require(right and all(type(v) in (int, float) for v in row.values()), "a row of trace")
+    for name in TABLES:
+        _require(tables[name].ndim > 0, f"{name} is one number")
     thetas, x, y = (tables[name] for name in ("thetas", "x", "y"))
     n, limit = len(thetas) - 1, values["limit"]
     _require(thetas.ndim == 2 and thetas.dtype.kind == "f" and n >= 1, "thetas")
     _require(
-        type(limit) is float and 0 < limit < np.inf, f"limit is {limit!r}; a float > 0 is needed"
+        type(limit) is float and 0 < limit < np.inf,
+        f"limit is {str(limit)[:80]}; a float > 0 is needed",
     )
     for name in ("t_lower", "lower", "upper", "begin", "end", "bound"):
         length = n if name in ("t_lower", "lower", "upper") else len(tables["segment"])
@@ -141,7 +183,8 @@ def _check_form(tables: dict, values: dict) -> None:
     _require(x.dtype.kind in "fiu" and x.ndim >= 2 and 0 < len(x) == len(y), "x")
     for name in ("thetas", "x", "y"):
         _require(bool(np.isfinite(tables[name]).all()), f"NaN or inf in {name}")
-    _require(values["metric"] in METRICS, f"unknown metric {values['metric']!r}")
+    metric = values["metric"]
+    _require(type(metric) is str and metric in METRICS, f"unknown metric {str(metric)[:80]!r}")
     shape = x.shape[1:]
     for layer in values["layers"]:
         shape = _shape_behind(layer, shape)
@@ -153,8 +196,14 @@ def _check_form(tables: dict, values: dict) -> None:
 
 
 def _shape_behind(layer: dict, shape: tuple) -> tuple:
-    kind = layer["layer"]
+    _require(type(layer) is dict, "a layer of layers is no names and values")
+    kind = layer.get("layer")
+    _require(type(kind) is str and kind in LAYER_SETTINGS, f"layer {str(kind)[:80]!r} of layers")
     _require(set(layer) == {"layer", "n_out"} | LAYER_SETTINGS[kind], f"settings of {kind}")
+    right = {"bias": bool, "n_in": int, "channels": int}
+    for name in right.keys() & layer.keys():
+        _require(type(layer[name]) is right[name], f"{name} of {kind}")
+    _require(type(layer["n_out"]) is int and 0 < layer["n_out"] < 2**40, f"n_out of {kind}")
     if kind == "linear":
         _require(shape == (layer["n_in"],), f"{kind} on inputs of shape {shape}")
         behind = (layer["n_out"],)
@@ -163,7 +212,12 @@ def _shape_behind(layer: dict, shape: tuple) -> tuple:
         wanted = {"kernel_size": 1, "stride": 1, "dilation": 1, "padding": 0}
         for name, least in wanted.items():
             pair = layer[name]
-            _require(len(pair) == 2 and all(type(v) is int and v >= least for v in pair), name)
+            _require(
+                type(pair) is list
+                and len(pair) == 2
+                and all(type(v) is int and v >= least for v in pair),
+                name,
+            )
         _require(kind != "maxpool2d" or layer["padding"] == [0, 0], "padding of maxpool2d")
         span = [
             d * (k - 1) + 1 for d, k in zip(layer["dilation"], layer["kernel_size"], strict=True)
@@ -177,9 +231,7 @@ def _shape_behind(layer: dict, shape: tuple) -> tuple:
         behind = (layer.get("channels", shape[0]), *sides)
     else:
         behind = (int(np.prod(shape)),) if kind == "flatten" else shape
-    _require(
-        type(layer["n_out"]) is int and layer["n_out"] == np.prod(behind) > 0, f"n_out of {kind}"
-    )
+    _require(layer["n_out"] == np.prod(behind), f"n_out of {kind}")
     return behind
 
 

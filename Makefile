@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 # A file runs in one process, as tests that share a fixture need it.
 SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 export DSS_MNIST_DIR
+# Some container images set it: assertions would be off, and with them checks and tests.
+unexport PYTHONOPTIMIZE
 
 .PHONY: env figures test check lint torture lab site classroom bench clean
 

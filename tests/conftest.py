@@ -16,6 +16,8 @@ from dss.networks import losses
 from dss.problems import PROBLEMS
 from dss.runs import grid
 
+if not __debug__:
+    raise pytest.UsageError("assertions are off (-O, PYTHONOPTIMIZE): tests would check little")
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("dss", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("dss")

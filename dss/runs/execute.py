@@ -87,6 +87,8 @@ def execute(
     """
     import papermill
 
+    from dss.runs.kernels import OtherKernel
+
     _use_engine()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
@@ -123,7 +125,7 @@ def execute(
             number = _cell_of(failure, executed)
             where = f"cell [{number}]" if number else "before the first cell"
             error = f"{where}: {_reason(failure)}"
-            if number or isinstance(failure, OSError):
+            if number or isinstance(failure, OSError | OtherKernel):
                 break
     return error
 
@@ -164,12 +166,23 @@ def end_kernels() -> None:
 
 
 def _use_engine() -> None:
-    """Teach papermill the engine `ENGINE`."""
+    """Teach papermill the engine `ENGINE`: kernels of this Python, each asked what it is first."""
+    from jupyter_core.utils import run_sync
+    from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import NBClientEngine, papermill_engines
+
+    from dss.runs.kernels import OwnKernel, refuse_other
+
+    class Client(PapermillNotebookClient):
+        def papermill_execute_cells(self):
+            run_sync(refuse_other)(self.kc)
+            super().papermill_execute_cells()
 
     class Engine(NBClientEngine):
         @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, on_cell, **options):
+        def execute_managed_notebook(
+            cls, nb_man, kernel_name, on_cell, config, resources, execution_timeout=None, **_
+        ):
             complete = nb_man.cell_complete
 
             def cell_complete(*arguments, **keywords):
@@ -177,7 +190,16 @@ def _use_engine() -> None:
                 on_cell()
 
             nb_man.cell_complete = cell_complete
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
+            client = Client(
+                nb_man,
+                kernel_name=kernel_name,
+                kernel_manager_class=OwnKernel,
+                config=config,
+                resources=resources,
+                timeout=execution_timeout,
+                log=logging.getLogger("papermill"),
+            )
+            return client.execute()
 
     papermill_engines.register(ENGINE, Engine)
 

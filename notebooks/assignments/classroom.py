@@ -108,7 +108,7 @@ def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> p
         if not (out / name).exists():
             fail(f"there is no {out / name}; `release` makes a course, you fill {out}/submitted")
     if apart(1, {"the kernel": (check_kernel,)}, out)["the kernel"][0] != "graded":
-        fail(f"python3 does not start, is not of {sys.prefix} or lacks dss; see {out}/logs", 1)
+        fail(f"no kernel of {sys.prefix} starts, or it is not as it must be; see {out}/logs", 1)
     found = [p for p in sorted((out / "submitted").glob("*")) if not p.name.startswith(".")]
     students = [path.name for path in found if path.is_dir()]
     pairs = [(student, name) for student in students for name in NAMES]

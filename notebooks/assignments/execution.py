@@ -6,11 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import nbformat
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbgrader import preprocessors
 
 import dss
+from dss.runs.kernels import OwnKernel, refuse_other
 
 # Characters that are kept of what a cell writes, in each of its streams and of its figures.
 MAX_OUTPUT = 2_000_000
@@ -20,7 +21,7 @@ SEEN += [sys.base_prefix, sys.prefix, str(Path(dss.__file__).parent)]
 MAX_PROCESSES = 256  # and threads
 
 
-class Contained(AsyncKernelManager):
+class Contained(OwnKernel):
     """A kernel under bubblewrap: no network, no folder of yours, and it ends with all it started.
 
     The only folder that it shares with the grader holds the sockets over which the two talk.
@@ -39,6 +40,8 @@ class Contained(AsyncKernelManager):
             command += ["--ro-bind-try", path, path]
         command += ["--bind", self.shared.name, self.shared.name, "--chdir", "/tmp"]
         command += ["--setenv", "HOME", "/tmp", "--setenv", "PATH", "/usr/bin:/bin"]
+        for name, value in self.environment().items():
+            command += ["--setenv", name, value]
         command += ["prlimit", f"--nproc={MAX_PROCESSES}"]
         return command + super().format_kernel_cmd(extra_arguments)
 
@@ -47,7 +50,7 @@ class Execute(preprocessors.Execute):
     """nbgrader's, but outputs are cut as they arrive: its LimitOutput counts lines, and a single
     line of hundreds of megabytes would be carried through all that follows."""
 
-    manager = AsyncKernelManager  # or Contained
+    manager = OwnKernel  # or Contained
 
     def __init__(self, *arguments, **options):
         super().__init__(*arguments, **options, kernel_manager_class=self.manager)
@@ -69,11 +72,14 @@ class Execute(preprocessors.Execute):
 
 
 def check_kernel() -> tuple[str, str]:
-    """Whether the kernel `python3` starts and is of this environment; else all would get 0."""
-    code = f"import sys, dss, matplotlib; assert sys.prefix == {sys.prefix!r}, sys.prefix"
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    options = {"kernel_name": "python3", "kernel_manager_class": Execute.manager}
-    NotebookClient(notebook, timeout=120, **options).execute()
+    """Whether kernels start, are of this environment, and check what they run; else points would
+    say nothing."""
+    cell = nbformat.v4.new_code_cell("import dss, matplotlib")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    client = NotebookClient(notebook, timeout=120, kernel_manager_class=Execute.manager)
+    with client.setup_kernel():
+        run_sync(refuse_other)(client.kc)
+        client.execute_cell(cell, 0)
     return "graded", ""
 
 

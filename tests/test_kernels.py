@@ -1,0 +1,78 @@
+"""Kernels are of this Python and this `dss`, with assertions on, whatever the user has set up."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import classes  # noqa: F401  it knows the folder of the next
+import execution
+import pytest
+from scratch import write_notebook
+
+from dss.runs.execute import execute
+from dss.runs.kernels import OtherKernel, OwnKernel
+
+
+@pytest.fixture
+def own_setup(tmp_path, monkeypatch):
+    """What a user, a conda environment or a container image may have set up."""
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    for path in (startup / "00-mine.py", tmp_path / "mine.py"):
+        path.write_text("changed = True\n")
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    argv = {"argv": ["false"], "display_name": "Mine", "language": "python"}
+    (spec / "kernel.json").write_text(json.dumps(argv))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYTHONSTARTUP", str(tmp_path / "mine.py"))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+
+
+def run(folder, *cells):
+    path = write_notebook(folder, "some", *cells)
+    return execute(path, {}, folder / "out", folder / "executed.ipynb")
+
+
+def test_what_a_user_has_set_up_does_not_reach_a_notebook(own_setup, tmp_path):
+    error = run(tmp_path, "assert False, f\"changed: {'changed' in globals()}\"")
+    assert error == "cell [2]: AssertionError: changed: False"
+
+
+def test_another_copy_of_dss_in_the_kernel_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "other" / "dss").mkdir(parents=True)
+    (tmp_path / "other" / "dss" / "__init__.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))
+    error = run(tmp_path, "1 / 0")
+    assert error.startswith("before the first cell: OtherKernel: the kernel has dss ")
+    assert str(tmp_path / "other" / "dss" / "__init__.py") in error and error.endswith("is needed")
+
+
+def test_grading_begins_with_a_kernel_that_checks(own_setup):
+    assert execution.check_kernel() == ("graded", "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"PYTHONOPTIMIZE": "1"}, "the kernel has assertions False; True is needed"),
+        ({"PYTHONPATH": "{other}"}, "the kernel has sys.prefix '/other'; "),
+    ],
+)
+def test_grading_does_not_begin_with_another(setting, message, tmp_path, monkeypatch):
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.prefix = '/other'\n")
+    setting = {name: value.format(other=tmp_path) for name, value in setting.items()}
+    usual = OwnKernel.environment
+    monkeypatch.setattr(OwnKernel, "environment", lambda kernel: usual(kernel) | setting)
+    with pytest.raises(OtherKernel, match=message):
+        execution.check_kernel()
+
+
+def test_make_switches_assertions_on():
+    makefile = Path(__file__).parents[1] / "Makefile"
+    line = ["make", "-f", makefile, "--eval", 'shown:; @echo "<$$PYTHONOPTIMIZE>"', "shown"]
+    environment = os.environ | {"PYTHONOPTIMIZE": "1"}
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    assert done.stdout == "<>\n", done.stderr

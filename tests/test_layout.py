@@ -35,7 +35,7 @@ FLOORS = [
         "networks.memory",
         "networks.modes",
     },
-    {"runs.kernels", "runs.progress", "geometry.passes", "networks.dense"},
+    {"runs.compare", "runs.kernels", "runs.progress", "geometry.passes", "networks.dense"},
     {"networks.units"},
     {"theta", "data", "results", "plots", "stats", "networks.batchnorm"},
     {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
@@ -56,6 +56,7 @@ ONLY = {
     "stats": set(),
     "strings": {"checks", "files", "status", "theta"},
     "runs.grid": set(),
+    "runs.compare": set(),
     "runs.kernels": set(),
 }
 WINGS = {"networks", "proofs", "runs", "geometry"}

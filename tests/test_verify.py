@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import dss.runs.reproduce as reproducing
 import dss.runs.verify as module
 from dss.commands import app
-from dss.runs.verify import compare
+from dss.runs.compare import compare
 
 BODY = """\
 import random, time

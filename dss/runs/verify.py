@@ -1,35 +1,13 @@
 """Running notebooks again and comparing every table with the committed one."""
 
-import hashlib
-import json
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from dss.provenance import PROJECT
+from dss.runs.compare import by_notebook, compare_notebooks, difference
 from dss.runs.reproduce import reproduce
-
-
-@dataclass(frozen=True)
-class Compared:
-    """How a column of a table compares with what it was.
-
-    Attributes:
-        column: its name; `(rows)` for their number, empty for a table or file as a whole.
-        rule: what it was held to, or what is wrong.
-        distance: as `compare` defines it; None where none was measured.
-        verdict: `identical`, `within tolerance`, `not compared` or `DIFFERS`.
-    """
-
-    column: str
-    rule: str
-    distance: float | None
-    verdict: str
 
 
 def verify(
@@ -58,7 +36,7 @@ def verify(
     folder = Path(committed).resolve() / size if committed else PROJECT / "figures" / size
     if not (folder / "manifest.json").exists():
         raise ValueError(f"there is no {folder / 'manifest.json'} to compare with")
-    before = _by_notebook(folder)
+    before = by_notebook(folder)
     if not before:
         raise ValueError(f"{folder / 'manifest.json'} names no figure to compare with")
     for name in names:
@@ -70,150 +48,16 @@ def verify(
         outcomes = reproduce(
             names, size, device=device, out=scratch, cell_timeout=cell_timeout, jobs=jobs
         )
-        after = _by_notebook(Path(scratch) / size)
+        after = by_notebook(Path(scratch) / size)
         parts = []
         for outcome in outcomes:
             name = outcome.name
             if outcome.error:
-                part = _wrong("", f"it failed in {outcome.error}")
+                part = difference("", f"it failed in {outcome.error}")
             elif name not in after:
-                part = _wrong("", "it has no figure any more")
+                part = difference("", "it has no figure any more")
             else:
-                part = _compare_notebook(before[name], after[name], folder, Path(scratch) / size)
+                part = compare_notebooks(before[name], after[name], folder, Path(scratch) / size)
             part.insert(0, "notebook", name)
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
-
-
-def compare(
-    before: pd.DataFrame,
-    after: pd.DataFrame,
-    tolerances: Mapping[str, float] | None = None,
-    timings: Collection[str] = (),
-    rows_vary: bool = False,
-) -> pd.DataFrame:
-    """Compare two tables column by column.
-
-    The distance of two numeric columns is the sum of the differences of their entries over the sum
-    of the entries' sizes before, that of others the fraction of entries that differ.  It is at
-    least the fraction of rows in which a number stands against a missing one.
-
-    Args:
-        before, after: tables.
-        tolerances: by name or pattern the largest distance, the first match counts; columns that
-            match nothing must be equal.  `"rows"` is for the number of rows, with `rows_vary`.
-        timings: names or patterns of columns that are not compared.
-        rows_vary: which rows there are is measured too.  Where columns differ, the distance is
-            then Wasserstein's between the two sets of numbers, over the mean size before, and for
-            others the total variation; columns that match nothing are held to that of `"rows"`.
-
-    Returns:
-        A row per column: `column`, `rule` (`exact`, `within 0.05` or `timing`), `distance`, and
-        `verdict`: `identical`, `within tolerance`, `not compared` or `DIFFERS`.
-    """
-    if len(before) != len(after) and not rows_vary:
-        reason = f"{len(before)} rows before, {len(after)} now"
-        return pd.DataFrame([Compared("", reason, None, "DIFFERS")])
-    compared = []
-    tolerances = dict(tolerances or {})
-    otherwise = tolerances.get("rows") if rows_vary else None
-
-    def allowed(name: str) -> float | None:
-        return next((v for k, v in tolerances.items() if fnmatchcase(name, k)), otherwise)
-
-    if rows_vary:
-        distance = abs(len(after) / max(1, len(before)) - 1)
-        compared.append(_judged("(rows)", distance, distance == 0, allowed("rows")))
-    for column in dict.fromkeys([*before, *after]):
-        if column not in before or column not in after:
-            only = f"only {'before' if column in before else 'now'}"
-            compared.append(Compared(column, only, None, "DIFFERS"))
-        elif any(fnmatchcase(column, pattern) for pattern in timings):
-            compared.append(Compared(column, "timing", None, "not compared"))
-        else:
-            is_same = before[column].equals(after[column])
-            measure = _set_distance if rows_vary else _row_distance
-            distance = 0.0 if is_same else measure(before[column], after[column])
-            compared.append(_judged(column, distance, is_same, allowed(column)))
-    return pd.DataFrame(compared)
-
-
-def _judged(column: str, distance: float, is_same: bool, allowed: float | None) -> Compared:
-    """The verdict on a measured distance; None: nothing but the same is allowed."""
-    rule = "exact" if allowed is None else f"within {allowed:g}"
-    is_within = allowed is not None and distance <= allowed
-    verdict = "identical" if is_same else "within tolerance" if is_within else "DIFFERS"
-    return Compared(column, rule, distance, verdict)
-
-
-def _row_distance(before: pd.Series, after: pd.Series) -> float:
-    """Of two columns, row by row."""
-    if not (_is_numeric(before) and _is_numeric(after)):
-        same = before.astype(str).to_numpy() == after.astype(str).to_numpy()
-        return float(1 - same.mean())
-    a, b = before.to_numpy(float), after.to_numpy(float)
-    parts = ~((a == b) | (np.isnan(a) & np.isnan(b)))
-    if np.isinf(a[parts]).any() or np.isinf(b[parts]).any():
-        return np.inf
-    missing = float((np.isnan(a) != np.isnan(b)).mean())
-    difference = np.abs(np.nan_to_num(a) - np.nan_to_num(b))[parts].sum()
-    size = np.abs(a[np.isfinite(a)]).sum()
-    if size == 0:
-        return missing or np.inf
-    return max(float(difference / size), missing)
-
-
-def _set_distance(before: pd.Series, after: pd.Series) -> float:
-    """Of two columns, as sets of numbers or of names."""
-    from scipy.stats import wasserstein_distance
-
-    if not (_is_numeric(before) and _is_numeric(after)):
-        counts = [v.astype(str).value_counts(normalize=True) for v in (before, after)]
-        return float(counts[0].sub(counts[1], fill_value=0).abs().sum() / 2)
-    missing = abs(float(before.isna().mean() - after.isna().mean()))
-    a, b = (v.dropna().to_numpy(float) for v in (before, after))
-    if not (len(a) and len(b) and np.isfinite([*a, *b]).all() and np.abs(a).sum() > 0):
-        return missing or np.inf
-    return max(float(wasserstein_distance(a, b) / np.abs(a).mean()), missing)
-
-
-def _is_numeric(values: pd.Series) -> bool:
-    types = pd.api.types
-    return types.is_numeric_dtype(values) and not types.is_bool_dtype(values)
-
-
-def _compare_notebook(before: dict, after: dict, old: Path, new: Path) -> pd.DataFrame:
-    parts = []
-    for name in dict.fromkeys([*before["tables"], *after["tables"]]):
-        if name not in after["tables"] or name not in before["tables"]:
-            parts.append(_wrong(name, f"only {'now' if name in after['tables'] else 'before'}"))
-            continue
-        if not (old / name).exists():
-            continue  # it is named below
-        frames = [pd.read_csv(folder / name) for folder in (old, new)]
-        rows_vary = name in after.get("rows_vary", [])
-        part = compare(*frames, after["tolerances"], after["timings"], rows_vary)
-        part.insert(0, "table", name)
-        parts.append(part)
-    for name, digest in (before["tables"] | before["figures"]).items():
-        path = old / name
-        if not path.exists():
-            parts.append(_wrong(name, "it is missing"))
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-            parts.append(_wrong(name, "it is not the file that the manifest was written for"))
-    return pd.concat(parts, ignore_index=True) if parts else _wrong("", "it has no table").iloc[:0]
-
-
-def _wrong(table: str, reason: str) -> pd.DataFrame:
-    row = pd.DataFrame([Compared("", reason, None, "DIFFERS")])
-    row.insert(0, "table", table)
-    return row
-
-
-def _by_notebook(folder: Path) -> dict[str, dict]:
-    """What the manifest says, by notebook: its entry, and the digests of its figures."""
-    path, notebooks = folder / "manifest.json", {}
-    for name, entry in (json.loads(path.read_text()) if path.exists() else {}).items():
-        notebook = notebooks.setdefault(entry["notebook"].removesuffix(".ipynb"), entry)
-        notebook.setdefault("figures", {})[name] = entry["sha256"]
-    return notebooks

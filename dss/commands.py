@@ -87,6 +87,11 @@ def reproduce(
         typer.echo(f"{outcome.name:<18}{seconds:>8}  {what}")
     failed = [outcome.name for outcome in outcomes if outcome.error]
     if failed:
+        for outcome in outcomes:
+            if outcome.kept:
+                typer.echo(
+                    f"what {outcome.name} made until it failed is in {outcome.kept}/", err=True
+                )
         _fail(
             f"{len(failed)} of {len(outcomes)} notebooks failed: {', '.join(failed)}; "
             "their earlier figures are untouched"
@@ -183,7 +188,10 @@ def sweep(
     for key, error in list(swept.errors.items())[:10]:
         typer.echo(f"  jobs/{key}  {error}", err=True)
     if n_failed:
-        _fail(f"{n_failed} of {swept.n_jobs} jobs failed; the same command runs them again")
+        _fail(
+            f"{n_failed} of {swept.n_jobs} jobs failed; the same command runs them again; until "
+            f"then {swept.out}/jobs/<job>/ keeps what they made, executed.ipynb too"
+        )
 
 
 @app.command("check-certificate")

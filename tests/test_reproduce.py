@@ -9,10 +9,12 @@ import subprocess
 import sys
 import uuid
 from importlib.metadata import version
+from pathlib import Path
 
 import nbformat
 import pytest
 from filelock import FileLock
+from papermill.iorw import LocalHandler
 from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_notebook
 from typer.testing import CliRunner
 
@@ -132,6 +134,39 @@ def test_a_failure_leaves_earlier_outputs_and_names_the_cell(project, body, reas
     assert "1 of 1 notebooks failed: 02_bad" in result.output
     assert (folder / "02_bad_picture.png").read_text() == "the last good one"
     assert not list(folder.glob(".*"))
+    kept = folder / "failed" / "02_bad"
+    assert f"what 02_bad made until it failed is in {kept}/" in result.output
+    assert (kept / "02_bad.ipynb").exists()
+
+
+def test_what_a_failed_check_was_about_is_kept_until_it_succeeds(project):
+    """Also where it went on from a checkpoint, and where an earlier failure left other files."""
+    first, last = light("02_two"), project / "checked"
+    check = f"from pathlib import Path\nassert Path({str(last)!r}).exists(), 'no such result'"
+    search = """\
+from pathlib import Path
+found = Path(out) / ".checkpoints" / "found"
+print("resumed" if found.exists() else "begun")
+found.touch()"""
+    write_notebook(project / "notebooks", "02_two", search, *first[1:2], check, first[2])
+    folder = project / "figures" / "quick"
+    kept, gone = folder / "failed" / "02_two", folder / "failed" / "02_two" / "gone.csv"
+    kept.mkdir(parents=True)
+    gone.touch()
+    for said in ("begun", "resumed"):
+        result = run("02_two")
+        assert result.exit_code == 1 and "AssertionError: no such result" in result.output
+        assert f"what 02_two made until it failed is in {kept}/" in result.output
+        files = {path.name for path in kept.iterdir()}
+        assert files == {"02_two_numbers.csv", "02_two_picture.png", "02_two.ipynb"}
+        assert said in (kept / "02_two.ipynb").read_text()
+        assert not (folder / "02_two_numbers.csv").exists()
+    last.touch()
+    assert run("02_two").exit_code == 0
+    assert not kept.parent.exists() and not list(folder.glob(".0*"))
+    line = ["git", "check-ignore", "--no-index", "figures/quick/failed/02_two/02_two.ipynb"]
+    root = Path(provenance.__file__).parents[1]
+    assert subprocess.run(line, cwd=root, capture_output=True).returncode == 0
 
 
 def test_a_failure_does_not_stop_the_other_notebooks(project):
@@ -294,7 +329,7 @@ def test_the_manifest_says_how_a_figure_was_made(project):
     assert entry["seed"] == entry["parameters"]["seed"] == 7
     assert entry["tolerances"] == {"beads*": 0.05} and entry["timings"] == ["seconds*"]
     assert entry["dss"] == version("dss")
-    lock = module.Path(provenance.__file__).parents[1] / "requirements.lock"
+    lock = Path(provenance.__file__).parents[1] / "requirements.lock"
     assert entry["lock_sha256"] == hashlib.sha256(lock.read_bytes()).hexdigest()
     assert provenance.notebook_sha256(path) is not None and "notebook_sha256" in entry
 
@@ -446,21 +481,45 @@ if not Path({str(once)!r}).exists():
     assert {path.name for path in folder.glob(".*")} <= {".lock"}
 
 
-def test_a_full_disk_is_told_and_does_not_stop_the_others(project, monkeypatch):
-    move = module._move_into_place
+@pytest.mark.parametrize("where", ["figures", "manifest", "note", "papermill"])
+def test_a_full_disk_is_told_and_does_not_stop_the_others(project, monkeypatch, where):
+    """Wherever it strikes while 01_good runs; what was there before is untouched."""
 
-    def full(name, stage, folder):
-        if name == "01_good":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return move(name, stage, folder)
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "_move_into_place", full)
-    for name in ("02_two", "03_three"):
-        write_notebook(project / "notebooks", name, *light(name))
+    def half(handler, text, path):
+        """As papermill writes: the file is opened, and so emptied, first."""
+        if "01_good" in path and "start_time" in text:
+            Path(path).write_text(text[: len(text) // 2])
+            full()
+        return written(handler, text, path)
+
+    def patched(of, name, is_ours):
+        usual = getattr(of, name)
+        monkeypatch.setattr(of, name, lambda *a, **k: (full if is_ours(*a) else usual)(*a, **k))
+
+    folder = project / "figures" / "quick"
+    folder.mkdir(parents=True)
+    (folder / "01_good_numbers.csv").write_text("of before")
+    of_01 = lambda name, *_: "01_good" in str(name)  # noqa: E731
+    written = LocalHandler.write
+    if where == "figures":
+        patched(module, "_move_into_place", of_01)
+    elif where == "manifest":
+        patched(module, "update_manifest", of_01)
+    elif where == "note":
+        patched(module, "_note_unfinished", lambda folder, call, ended: "01_good" in (ended or {}))
+    else:
+        monkeypatch.setattr(LocalHandler, "write", half)
+    write_notebook(project / "notebooks", "02_two", *light("02_two"))
     result = run("--jobs", "1")
-    assert result.exit_code == 1 and "1 of 3 notebooks failed: 01_good" in result.output
+    assert result.exit_code == (where != "note"), result.output
     assert "No space left on device" in result.output
-    assert (project / "figures/quick/03_three_picture.png").exists()
+    assert (folder / "02_two_picture.png").exists()
+    if where != "note":
+        assert "1 of 2 notebooks failed: 01_good" in result.output
+        assert (folder / "01_good_numbers.csv").read_text() == "of before"
 
 
 def test_an_error_of_our_own_ends_the_run_and_does_not_hang(project, monkeypatch):

@@ -122,10 +122,12 @@ def execute(
         except Exception as failure:
             if is_stopped():
                 raise Stopped from failure
+            if isinstance(failure, OSError) and failure.errno:  # of this process: a full disk
+                return f"its files: {failure}"
             number = _cell_of(failure, executed)
             where = f"cell [{number}]" if number else "before the first cell"
             error = f"{where}: {_reason(failure)}"
-            if number or isinstance(failure, OSError | OtherKernel):
+            if number or isinstance(failure, OtherKernel):
                 break
     return error
 

@@ -41,7 +41,11 @@ class Progress:
             self.n_ended += 1
             self._show(self.left.pop(name))
             if error:
-                self.bar.write(f"dss: {name} failed in {error}", sys.stderr)
+                self.say(f"{name} failed in {error}")
+
+    def say(self, what: str) -> None:
+        """Write a line above the bar."""
+        self.bar.write(f"dss: {what}", sys.stderr)
 
     def _show(self, n: int) -> None:
         self.bar.set_description(f"{self.n_ended} of {self.n_runs} notebooks", refresh=False)

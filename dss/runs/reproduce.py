@@ -31,19 +31,26 @@ from dss.runs.progress import Progress
 
 SIZES = ("quick", "paper")
 UNFINISHED = ".unfinished.json"  # in the folder of the figures
+FAILED = "failed"  # also there: a folder for each notebook whose last run failed
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one notebook ended: seconds, files moved into place, and the error or "".
+    """How one notebook ended.
 
-    `seconds` is None where a killed run had finished it before.
+    Attributes:
+        name: of the notebook.
+        seconds: None where a killed run had finished it before.
+        figures: that were moved into place.
+        error: or "".
+        kept: the folder in which a run that failed has left its tables and figures.
     """
 
     name: str
     seconds: float | None
     figures: list[str]
     error: str = ""
+    kept: Path | None = None
 
 
 def notebook_names() -> list[str]:
@@ -72,7 +79,8 @@ def reproduce(
     """Execute notebooks and put their tables, figures and manifest into place.
 
     Each runs in a folder of its own; what was there before is replaced only when the notebook came
-    to its end.  A notebook that fails does not stop the others.  The same call, made again after
+    to its end.  A notebook that fails does not stop the others; its tables, figures and executed
+    cells are kept in `failed/<name>/` there, until it succeeds.  The same call, made again after
     the process was killed, skips the notebooks that were finished, and the searches that those it
     was in had finished, unless the notebook, `dss` or the lock changed in the meantime.
 
@@ -170,7 +178,10 @@ def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[
                 ended[run.name] = outcome
                 progress.ended(run.name, outcome.error)
                 if not outcome.error:
-                    _note_unfinished(folder, call, {run.name: _state(run)})
+                    try:
+                        _note_unfinished(folder, call, {run.name: _state(run)})
+                    except OSError as failure:
+                        progress.say(f"{run.name} will run again after a kill: {failure}")
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -244,25 +255,32 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
     from filelock import FileLock, Timeout
 
     name, started, figures = run.name, time.perf_counter(), []
-    stage = run.folder / f".{name}-{run.key}"
+    stage, kept = run.folder / f".{name}-{run.key}", run.folder / FAILED / name
     try:
         stage.mkdir(exist_ok=True)
         with FileLock(stage / ".lock", timeout=0):
-            error = execute(
-                NOTEBOOKS / f"{name}.ipynb",
-                run.parameters,
-                stage,
-                stage / ".executed.ipynb",
-                cell_timeout=run.cell_timeout,
-                on_cell=partial(progress.cell, name),
-                is_stopped=stop.is_set,
-            )
-            if not error:
-                figures = _move_into_place(name, stage, run.folder)
-            if (stage / ".executed.ipynb").exists():
-                run.executed.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(stage / ".executed.ipynb", run.executed)
-            if not error or not any((stage / CHECKPOINTS).iterdir()):
+            try:
+                error = execute(
+                    NOTEBOOKS / f"{name}.ipynb",
+                    run.parameters,
+                    stage,
+                    stage / ".executed.ipynb",
+                    cell_timeout=run.cell_timeout,
+                    on_cell=partial(progress.cell, name),
+                    is_stopped=stop.is_set,
+                )
+                if not error:
+                    figures = _move_into_place(name, stage, run.folder)
+                    run.executed.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.move(stage / ".executed.ipynb", run.executed)
+                    shutil.rmtree(kept, ignore_errors=True)
+                    with suppress(OSError):  # others have failed too
+                        kept.parent.rmdir()
+            except OSError as failure:  # a full disk
+                error = f"its files: {failure}"
+            if error:
+                _keep(name, stage, kept)
+            if not error or not any((stage / CHECKPOINTS).glob("*")):
                 shutil.rmtree(stage)
             if not error:
                 for left in run.folder.glob(f".{name}-*"):  # killed, and not gone on with
@@ -270,24 +288,46 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
                         shutil.rmtree(left)
     except Timeout:
         error = "not begun: another process is at it in this folder"
-    except OSError as failure:  # a full disk
+        return Outcome(name, time.perf_counter() - started, [], error)
+    except OSError as failure:
         error = f"its files: {failure}"
-    return Outcome(name, time.perf_counter() - started, figures, error)
+    is_kept = bool(error) and kept.is_dir()
+    return Outcome(name, time.perf_counter() - started, figures, error, kept if is_kept else None)
+
+
+def _keep(name: str, stage: Path, kept: Path) -> None:
+    """Move what a run that failed has made to a folder that is seen, in place of an earlier one's.
+
+    Checkpoints stay, so that the same call goes on from them.
+    """
+    shutil.rmtree(kept, ignore_errors=True)
+    made = {path: path.name for path in stage.glob("[!.]*")}
+    if (stage / ".executed.ipynb").exists():
+        made[stage / ".executed.ipynb"] = f"{name}.ipynb"
+    if made:
+        kept.mkdir(parents=True, exist_ok=True)
+    for path, new in made.items():
+        os.replace(path, kept / new)
 
 
 def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
     """Replace the files of notebook `name` in `folder` by those in `stage`; returns the figures."""
     from filelock import FileLock
 
-    manifest = json.loads((stage / "manifest.json").read_text())
+    entries = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))
     new = [path for path in stage.glob("[!.]*") if path.name != "manifest.json"]
     with FileLock(folder / ".lock"):
-        for path in new:
+        merged = stage / ".merged"  # what needs room on the disk comes first
+        merged.mkdir(exist_ok=True)
+        if (folder / "manifest.json").exists():
+            shutil.copy(folder / "manifest.json", merged)
+        update_manifest(merged, entries, notebook=f"{name}.ipynb")
+        stale = _files_of(name, folder) - {path.name for path in new}
+        for path in [*new, merged / "manifest.json"]:
             os.replace(path, folder / path.name)
-        for old in _files_of(name, folder) - {path.name for path in new}:
+        for old in stale:
             (folder / old).unlink(missing_ok=True)
-        update_manifest(folder, manifest, notebook=f"{name}.ipynb")
-    return sorted(manifest)
+    return sorted(entries)
 
 
 def _files_of(name: str, folder: Path) -> set[str]:

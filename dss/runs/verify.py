@@ -1,5 +1,6 @@
 """Running notebooks again and comparing every table with the committed one."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pandas as pd
 
 from dss.provenance import PROJECT
 from dss.runs.compare import by_notebook, compare_notebooks, difference
-from dss.runs.reproduce import reproduce
+from dss.runs.reproduce import Outcome, reproduce
 
 
 def verify(
@@ -24,6 +25,8 @@ def verify(
         names: of notebooks; all that are in the manifest when empty.
         size, device, cell_timeout, jobs: as in `dss.runs.reproduce.reproduce`.
         committed: folder that holds `<size>/`; by default `figures/`.
+
+    What a notebook that failed has made is kept in `runs/failed/<size>/<name>/` of the project.
 
     Returns:
         A row for each column of each table, as `compare` gives them, with `notebook` and `table`;
@@ -53,7 +56,8 @@ def verify(
         for outcome in outcomes:
             name = outcome.name
             if outcome.error:
-                part = difference("", f"it failed in {outcome.error}")
+                where = _kept(outcome, size)
+                part = difference("", f"it failed in {outcome.error}{where}")
             elif name not in after:
                 part = difference("", "it has no figure any more")
             else:
@@ -61,3 +65,13 @@ def verify(
             part.insert(0, "notebook", name)
             parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _kept(outcome: Outcome, size: str) -> str:
+    """Keep what a notebook made until it failed, and say where."""
+    if not outcome.kept:
+        return ""
+    folder = PROJECT / "runs" / "failed" / size / outcome.name
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(outcome.kept, folder)
+    return f"; what it made is in {folder}/"

@@ -85,6 +85,11 @@ def reproduce(
         what = f"FAILED in {outcome.error}" if outcome.error else len(outcome.figures)
         seconds = "before" if outcome.seconds is None else f"{outcome.seconds:.1f}"
         typer.echo(f"{outcome.name:<18}{seconds:>8}  {what}")
+    compared = [outcome for outcome in outcomes if outcome.compared]
+    if compared:
+        typer.echo(f"\ncompared with figures/{size.value}/ as it was, by the rules of dss verify")
+    for outcome in compared:
+        typer.echo(f"  {outcome.name:<18}{outcome.compared}")
     failed = [outcome.name for outcome in outcomes if outcome.error]
     if failed:
         for outcome in outcomes:

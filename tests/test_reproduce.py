@@ -25,13 +25,14 @@ from dss.runs import execute
 
 # What `dss.Results` leaves, without dss, whose import takes longer than all the rest.
 LIGHT = """\
-import json
+import hashlib, json
 from pathlib import Path
-folder = Path(out)
-(folder / "{name}_numbers.csv").write_text(f"alpha\\n{{alpha}}\\n")
-(folder / "{name}_picture.png").write_bytes(b"picture")
+folder, table, picture = Path(out), f"alpha\\n{{alpha}}\\n".encode(), b"picture"
+(folder / "{name}_numbers.csv").write_bytes(table)
+(folder / "{name}_picture.png").write_bytes(picture)
 entry = {{"notebook": "{name}.ipynb", "parameters": {{"alpha": alpha, "values": values}}}}
-entry |= {{"tables": {{"{name}_numbers.csv": "digest"}}, "seconds": 1.0}}
+entry |= {{"tables": {{"{name}_numbers.csv": hashlib.sha256(table).hexdigest()}}, "seconds": 1.0}}
+entry |= {{"sha256": hashlib.sha256(picture).hexdigest()}}
 """
 LIGHT_FINISH = """\
 (folder / "manifest.json").write_text(json.dumps({{"{name}_picture.png": entry}}))
@@ -106,6 +107,16 @@ def test_files_and_manifest_are_put_into_place(project):
     assert entry["parameters"]["alpha"] == 0.1
     assert entry["parameters"]["values"] == [3, 0.4]
     assert "01_good_numbers.csv" in entry["tables"]
+
+
+def test_the_report_says_what_is_other_than_in_the_committed_figures(project):
+    """Also where it takes their place."""
+    elsewhere = "--out", str(project / "elsewhere")
+    assert "  01_good           nothing to compare with\n" in run().output
+    said = "alpha 0.8 (was 0.9); 1 of 1 tables differ: 01_good_numbers.csv\n"
+    assert said in run("-p", "alpha=0.8", *elsewhere).output
+    assert said in run("-p", "alpha=0.8").output
+    assert "same parameters; tables: 1 identical\n" in run("-p", "alpha=0.8", *elsewhere).output
 
 
 def test_paper_size_takes_its_overrides(project):
@@ -349,11 +360,12 @@ def test_figures_of_another_run_are_not_taken_for_those_of_a_killed_one(project)
     write_notebook(project / "notebooks", "02_bad", "1 / 0")
     folder = project / "figures" / "quick"
     assert run().exit_code == 1
-    assert "before" in run().output
+    assert "before" in (output := run().output)
+    assert "01_good           nothing to compare with" in output, "not with itself"
     assert run("01_good", "-p", "alpha=0.1").exit_code == 0
     assert "before" not in run().output
     assert (folder / "01_good_numbers.csv").read_text() == "alpha\n0.9\n"
-    for path in folder.glob("[!.]*"):
+    for path in folder.glob("[!.]*.*"):
         path.unlink()
     assert "before" not in run().output
     assert (folder / "01_good_numbers.csv").exists()

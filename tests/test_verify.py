@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import dss.runs.reproduce as reproducing
 import dss.runs.verify as module
 from dss.commands import app
-from dss.runs.compare import compare
+from dss.runs.compare import agreement, compare
 
 BODY = """\
 import random, time
@@ -334,3 +334,30 @@ def test_two_runs_of_a_study_are_bit_identical(project):
     counts = found[~found.column.str.startswith("seconds")].verdict.value_counts()
     assert set(counts.index) == {"identical"} and counts["identical"] > 10
     assert (found.verdict[found.column.str.startswith("seconds")] == "not compared").all()
+
+
+@pytest.mark.parametrize(
+    "alpha, table, tolerances, said",
+    [
+        (0.9, "alpha\n0.9\n", {}, "same parameters; tables: 1 identical"),
+        (0.8, "alpha\n0.9\n", {}, "alpha 0.8 (was 0.9); tables: 1 identical"),
+        (0.9, "alpha\n0.91\n", {"alpha": 0.1}, "same parameters; tables: 1 within tolerance"),
+        (0.9, "alpha\n1.9\n", {"alpha": 0.1}, "same parameters; 1 of 1 tables differ: {table}"),
+        (0.9, None, {}, "same parameters; 2 of 2 tables differ: {table}, 01_one_new.csv"),
+        (0.9, "", {}, "cannot be compared with {old}: EmptyDataError: "),
+    ],
+)
+def test_agreement_is_told_in_a_line(made, tmp_path, alpha, table, tolerances, said):
+    old, path = tmp_path / "figures" / "quick", made / "manifest.json"
+    for folder, value in ((old, 0.9), (made, alpha)):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        entry = manifest["01_one_picture.png"]
+        entry |= {"parameters": {"alpha": value}, "tolerances": tolerances}
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    if table is None:
+        path.write_text(path.read_text().replace('"01_one_numbers.csv"', '"01_one_new.csv"'))
+    else:
+        (made / "01_one_numbers.csv").write_text(table)
+    expected = said.format(table="01_one_numbers.csv", old=old)
+    assert agreement("01_one", old, made).startswith(expected)
+    assert agreement("02_two", old, made) == "nothing to compare with"

@@ -28,6 +28,48 @@ class Compared:
     verdict: str
 
 
+def agreement(notebook: str, old: Path, new: Path) -> str:
+    """In a line, how what a notebook gave compares with what it gave before.
+
+    Args:
+        notebook: its name.
+        old, new: folders with tables and a manifest.
+
+    Returns:
+        Which parameters differ, with both values, and which tables, by the rules of `compare`; or
+        that there is nothing to compare with, or what is wrong with it.
+    """
+    try:
+        before, after = (by_notebook(folder).get(notebook) for folder in (old, new))
+        if not (before and after):
+            return "nothing to compare with"
+        columns = compare_notebooks(before, after, old, new)
+        parameters = _changed(before.get("parameters", {}), after.get("parameters", {}))
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        return f"cannot be compared with {old}: {type(error).__name__}: {error}"
+    names = dict.fromkeys([*before["tables"], *after["tables"]])
+    verdicts = {name: set(columns.verdict[columns.table == name]) for name in names}
+    differ = [name for name in names if "DIFFERS" in verdicts[name]]
+    n_within = sum("within tolerance" in verdicts[n] for n in names if n not in differ)
+    counts = {"identical": len(names) - len(differ) - n_within, "within tolerance": n_within}
+    said = [f"{n} {verdict}" for verdict, n in counts.items() if n]
+    if differ:
+        said = [f"{len(differ)} of {len(names)} tables differ: {', '.join(differ)}", *said]
+    elif said:
+        said = ["tables: " + ", ".join(said)]
+    return "; ".join([parameters or "same parameters", *said])
+
+
+def _changed(before: Mapping, after: Mapping) -> str:
+    """Parameters that differ, each with its value now and the one before."""
+    changed = []
+    for name in dict.fromkeys([*before, *after]):
+        now, was = (v.get(name, "not there") for v in (after, before))
+        if now != was:
+            changed.append(f"{name} {now} (was {was})")
+    return ", ".join(changed)
+
+
 def compare(
     before: pd.DataFrame,
     after: pd.DataFrame,
@@ -134,8 +176,12 @@ def compare_notebooks(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
         if not (old / name).exists():
             continue  # it is named below
         frames = [pd.read_csv(folder / name) for folder in (old, new)]
-        rows_vary = name in after.get("rows_vary", [])
-        part = compare(*frames, after["tolerances"], after["timings"], rows_vary)
+        rules = (
+            after.get("tolerances"),
+            after.get("timings", ()),
+            name in after.get("rows_vary", []),
+        )
+        part = compare(*frames, *rules)
         part.insert(0, "table", name)
         parts.append(part)
     for name, digest in (before["tables"] | before["figures"]).items():
@@ -158,7 +204,9 @@ def difference(table: str, reason: str) -> pd.DataFrame:
 def by_notebook(folder: Path) -> dict[str, dict]:
     """What the manifest says, by notebook: its entry, and the digests of its figures."""
     path, notebooks = folder / "manifest.json", {}
-    for name, entry in (json.loads(path.read_text()) if path.exists() else {}).items():
+    for name, entry in (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    ).items():
         notebook = notebooks.setdefault(entry["notebook"].removesuffix(".ipynb"), entry)
-        notebook.setdefault("figures", {})[name] = entry["sha256"]
+        notebook.setdefault("figures", {})[name] = entry.get("sha256")
     return notebooks

@@ -44,6 +44,8 @@ class Outcome:
         figures: that were moved into place.
         error: or "".
         kept: the folder in which a run that failed has left its tables and figures.
+        compared: in a line, which parameters and tables are other than those in `figures/<size>/`,
+            as they were before this run.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Outcome:
     figures: list[str]
     error: str = ""
     kept: Path | None = None
+    compared: str = ""
 
 
 def notebook_names() -> list[str]:
@@ -163,9 +166,9 @@ def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[
     call, stop = _call_of(runs), threading.Event()
     before = _unfinished(folder).get(call, {})
     ended = {
-        run.name: Outcome(run.name, None, _figures_of(run.name, folder))
+        run.name: Outcome(run.name, None, _figures_of(run.name, folder), compared=said["compared"])
         for run in runs
-        if before.get(run.name) == _state(run)
+        if (said := before.get(run.name, {})).get("state") == _state(run)
     }
     todo = [run for run in runs if run.name not in ended]
     todo.sort(key=lambda run: -_seconds_before(run.name, folder, size))
@@ -179,7 +182,8 @@ def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[
                 progress.ended(run.name, outcome.error)
                 if not outcome.error:
                     try:
-                        _note_unfinished(folder, call, {run.name: _state(run)})
+                        note = {"state": _state(run), "compared": outcome.compared}
+                        _note_unfinished(folder, call, {run.name: note})
                     except OSError as failure:
                         progress.say(f"{run.name} will run again after a kill: {failure}")
         except BaseException:
@@ -254,7 +258,7 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
     """Execute one notebook into a folder of its own, then move its files into place."""
     from filelock import FileLock, Timeout
 
-    name, started, figures = run.name, time.perf_counter(), []
+    name, started, figures, compared = run.name, time.perf_counter(), [], ""
     stage, kept = run.folder / f".{name}-{run.key}", run.folder / FAILED / name
     try:
         stage.mkdir(exist_ok=True)
@@ -270,6 +274,7 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
                     is_stopped=stop.is_set,
                 )
                 if not error:
+                    compared = _compared(name, run.parameters, stage)
                     figures = _move_into_place(name, stage, run.folder)
                     run.executed.parent.mkdir(parents=True, exist_ok=True)
                     shutil.move(stage / ".executed.ipynb", run.executed)
@@ -291,8 +296,18 @@ def _run(run: _Run, progress: Progress, stop: threading.Event) -> Outcome:
         return Outcome(name, time.perf_counter() - started, [], error)
     except OSError as failure:
         error = f"its files: {failure}"
-    is_kept = bool(error) and kept.is_dir()
-    return Outcome(name, time.perf_counter() - started, figures, error, kept if is_kept else None)
+    where = kept if error and kept.is_dir() else None
+    return Outcome(name, time.perf_counter() - started, figures, error, where, compared)
+
+
+def _compared(name: str, parameters: Mapping, stage: Path) -> str:
+    """How a run compares with the committed one, before it takes its place."""
+    committed = PROJECT / "figures" / parameters.get("size", "quick")
+    if not _files_of(name, committed):
+        return "nothing to compare with"
+    from dss.runs.compare import agreement  # and pandas
+
+    return agreement(name, committed, stage)
 
 
 def _keep(name: str, stage: Path, kept: Path) -> None:

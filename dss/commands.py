@@ -211,10 +211,14 @@ def check_certificate(
     It claims something of the networks, layers and samples in the file.  That the networks are
     those of a string is checked with --string; samples are only counted.
     """
+    from dss.given import path_from
     from dss.proofs.certify import Certificate
     from dss.proofs.checker import check_certificate as check
 
     with _errors_told():
+        path_from(file, "FILE")
+        if string is not None:
+            path_from(string, "--string")
         reasons = check(file, string)
         certificate = None if reasons else Certificate.load(file)
     for reason in reasons:
@@ -234,6 +238,8 @@ def _errors_told(after_interrupt: str = "stopped") -> Iterator[None]:
     """An expected error becomes one line and exit status 1; Ctrl-C a line and 130."""
     try:
         yield
+    except RecursionError:
+        _fail("what was given is nested too deeply")
     except (ValueError, RuntimeError, OSError) as error:
         _fail(error)
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.files import write
+from dss.given import folder_from
 from dss.parameters import check_parameters, declared_parameters, values_from_yaml
 from dss.provenance import PROJECT, environment, notebook_sha256
 
@@ -59,8 +60,8 @@ class Results:
         prefix: of the name of every file; by default the notebook's name.
 
     Raises:
-        ValueError: no `size` or `seed` among the parameters, or a value that its line in the
-            parameters cell does not allow.
+        ValueError: no `size` or `seed` among the parameters, a value that its line in the
+            parameters cell does not allow, or an `out` that is no folder.
     """
 
     def __init__(
@@ -84,7 +85,8 @@ class Results:
         known = declared_parameters(self.file) if self.file.exists() else {}
         check_parameters(self.file, {n: scope[n] for n in known if n in scope}, known=known)
         out = self.parameters.pop("out", "") or os.environ.get("DSS_OUT")
-        self.folder = Path(out) if out else PROJECT / "figures" / self.parameters["size"]
+        usual = PROJECT / "figures" / self.parameters["size"]
+        self.folder = usual if out is None else folder_from(out, "out, or DSS_OUT,")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.is_committed = _without_place(self.parameters) in committed_parameters(self.file)
         self.notebook, self.prefix = notebook, prefix or notebook

@@ -51,6 +51,15 @@ def test_grading_where_no_course_is(tmp_path):
     assert "there is no" in done.stderr and "`release` makes a course" in done.stderr
 
 
+@pytest.mark.parametrize("name", ["release", "grade", "demonstrate"])
+@pytest.mark.parametrize("place", ["", "s3://bucket/course"])
+def test_what_is_no_folder_on_this_machine_is_refused(name, place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(classroom.app, [name, place], env={"COLUMNS": "200"})
+    assert done.exit_code == 2 and ("is empty" if not place else "an address") in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_demonstrate_removes_no_folder_of_others(tmp_path):
     (tmp_path / "thesis.txt").write_text("precious")
     done = CliRunner().invoke(classroom.app, ["demonstrate", str(tmp_path)])

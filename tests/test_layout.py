@@ -27,6 +27,7 @@ FLOORS = [
     {"checks"},
     {
         "files",
+        "given",
         "parameters",
         "provenance",
         "status",
@@ -56,7 +57,7 @@ ONLY = {
     "stats": set(),
     "strings": {"checks", "files", "status", "theta"},
     "runs.grid": set(),
-    "runs.compare": set(),
+    "runs.compare": {"given"},
     "runs.kernels": set(),
 }
 WINGS = {"networks", "proofs", "runs", "geometry"}

@@ -1,7 +1,6 @@
 """Comparing the tables of a run with those of another, by the rules that its manifest states."""
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -9,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from dss.given import manifest_from
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,8 @@ def difference(table: str, reason: str) -> pd.DataFrame:
 
 def by_notebook(folder: Path) -> dict[str, dict]:
     """What the manifest says, by notebook: its entry, and the digests of its figures."""
-    path, notebooks = folder / "manifest.json", {}
-    for name, entry in (
-        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    ).items():
+    notebooks = {}
+    for name, entry in manifest_from(folder).items():
         notebook = notebooks.setdefault(entry["notebook"].removesuffix(".ipynb"), entry)
         notebook.setdefault("figures", {})[name] = entry.get("sha256")
     return notebooks

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dss.checks import lookup
 from dss.data import ensure_mnist
+from dss.given import json_from
 from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
 from dss.results import CHECKPOINTS
 
@@ -35,10 +36,15 @@ def fetch_data(notebooks: Iterable[Path]) -> None:
     """
     needed = {}
     for notebook in notebooks:
-        metadata = json.loads(notebook.read_text())["metadata"]
+        metadata = json_from(notebook).get("metadata", {})
         needed |= dict.fromkeys(metadata.get("dss", {}).get("data", []))
     for name in needed:
         lookup(DATA, name, "data in a notebook's metadata")()
+
+
+def n_cells(notebook: Path) -> int:
+    """Cells that papermill runs; it adds one for the parameters."""
+    return 1 + len(json_from(notebook)["cells"])
 
 
 def versions_of(notebook: Path) -> dict[str, str | None]:
@@ -211,15 +217,13 @@ def _cell_of(failure: Exception, executed: Path) -> int | None:
 
     A dead kernel or a time-out is found as the last cell that began.
     """
-    import nbformat
-
     number = getattr(failure, "exec_count", None)
-    if number is None and executed.exists():
-        cells = nbformat.read(executed, as_version=4).cells
-        code = [cell for cell in cells if cell.cell_type == "code"]
-        began = [
-            i for i, c in enumerate(code, 1) if c.metadata.get("papermill", {}).get("start_time")
-        ]
+    if number is None:
+        cells = []
+        with suppress(OSError, ValueError):  # it is not there, or half written
+            cells = json_from(executed)["cells"]
+        code = [cell["metadata"] for cell in cells if cell["cell_type"] == "code"]
+        began = [i for i, c in enumerate(code, 1) if c.get("papermill", {}).get("start_time")]
         number = began[-1] if began else None
     return number and number - 1
 

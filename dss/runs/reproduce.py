@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from dss.files import write
+from dss.given import folder_from, json_from, manifest_from
 from dss.parameters import check_parameters, typed_values, values_from_yaml
 from dss.provenance import PROJECT
 from dss.results import CHECKPOINTS, update_manifest
@@ -24,6 +25,7 @@ from dss.runs.execute import (
     execute,
     fetch_data,
     key_of,
+    n_cells,
     versions_of,
 )
 from dss.runs.grid import n_cores
@@ -105,7 +107,8 @@ def reproduce(
         An `Outcome` per notebook, in the order of `names`.
 
     Raises:
-        ValueError: an unknown notebook, size or parameter, or jobs < 1, before anything runs.
+        ValueError: an unknown notebook, size or parameter, `out` is no folder, a damaged
+            manifest, or jobs < 1, before anything runs.
         KeyboardInterrupt: Ctrl-C; kernels are ended first, and their checkpoints stay.
     """
     known = notebook_names()
@@ -122,8 +125,11 @@ def reproduce(
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     if cell_timeout is None and size == "quick":
         cell_timeout = 600
-    folder = Path(out).resolve() / size if out else PROJECT / "figures" / size
-    executed_folder = folder / "executed" if out else PROJECT / "runs" / size
+    is_elsewhere = out is not None
+    folder = (folder_from(out, "--out") if is_elsewhere else PROJECT / "figures") / size
+    executed_folder = folder / "executed" if is_elsewhere else PROJECT / "runs" / size
+    for place in (folder, PROJECT / "figures" / size):
+        manifest_from(place)  # one that is damaged is an error now
     runs = []
     for name in dict.fromkeys(names or known):
         overrides = paper_parameters(name) if size == "paper" else {}
@@ -157,8 +163,8 @@ class _Run:
 
     @property
     def n_cells(self) -> int:
-        """Cells that papermill runs; it adds one for the parameters."""
-        return 1 + len(json.loads((NOTEBOOKS / f"{self.name}.ipynb").read_text())["cells"])
+        """Cells that papermill runs."""
+        return n_cells(NOTEBOOKS / f"{self.name}.ipynb")
 
 
 def _side_by_side(runs: list[_Run], folder: Path, size: str, jobs: int) -> list[Outcome]:
@@ -211,7 +217,7 @@ def _usual_jobs(device: str) -> int:
 def _seconds_before(name: str, folder: Path, size: str) -> float:
     """How long a notebook took when its figures here were made, or else the committed ones."""
     for place in (folder, PROJECT / "figures" / size):
-        entries = _manifest(place).values()
+        entries = manifest_from(place).values()
         seconds = [e.get("seconds", 0) for e in entries if e["notebook"] == f"{name}.ipynb"]
         if seconds:
             return seconds[0]
@@ -221,7 +227,7 @@ def _seconds_before(name: str, folder: Path, size: str) -> float:
 def _unfinished(folder: Path) -> dict[str, dict]:
     """By call, the notebooks that a call which did not succeed as a whole has finished."""
     path = folder / UNFINISHED
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json_from(path) if path.exists() else {}
 
 
 def _note_unfinished(folder: Path, call: str, ended: dict | None) -> None:
@@ -237,11 +243,6 @@ def _note_unfinished(folder: Path, call: str, ended: dict | None) -> None:
             write(folder / UNFINISHED, json.dumps(calls).encode())
         else:
             (folder / UNFINISHED).unlink(missing_ok=True)
-
-
-def _manifest(folder: Path) -> dict[str, dict]:
-    path = folder / "manifest.json"
-    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _state(run: _Run) -> dict[str, str]:
@@ -329,7 +330,7 @@ def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
     """Replace the files of notebook `name` in `folder` by those in `stage`; returns the figures."""
     from filelock import FileLock
 
-    entries = json.loads((stage / "manifest.json").read_text(encoding="utf-8"))
+    entries = manifest_from(stage)
     new = [path for path in stage.glob("[!.]*") if path.name != "manifest.json"]
     with FileLock(folder / ".lock"):
         merged = stage / ".merged"  # what needs room on the disk comes first
@@ -347,7 +348,7 @@ def _move_into_place(name: str, stage: Path, folder: Path) -> list[str]:
 
 def _files_of(name: str, folder: Path) -> set[str]:
     """Tables and figures in `folder` that its manifest says notebook `name` has made."""
-    entries = {k: v for k, v in _manifest(folder).items() if v["notebook"] == f"{name}.ipynb"}
+    entries = {k: v for k, v in manifest_from(folder).items() if v["notebook"] == f"{name}.ipynb"}
     return set(entries) | {table for entry in entries.values() for table in entry["tables"]}
 
 

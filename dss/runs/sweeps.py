@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.files import write
+from dss.given import folder_from, json_from, manifest_from, path_from
 from dss.parameters import check_parameters, declared_parameters, typed_values
 from dss.provenance import environment
 from dss.results import CHECKPOINTS
@@ -25,6 +26,7 @@ from dss.runs.execute import (
     execute,
     fetch_data,
     key_of,
+    n_cells,
     versions_of,
 )
 from dss.runs.grid import (
@@ -99,7 +101,7 @@ def sweep_notebook(
 
     Raises:
         ValueError: an unknown notebook, parameter or table, a value of another type or not plain
-            JSON, a name in both grid and parameters.
+            JSON, a name in both grid and parameters, `out` is no folder.
         RuntimeError: another sweep works in `out`, or the scheduler was lost.
         OSError: `out` cannot be written.
     """
@@ -121,7 +123,8 @@ def sweep_notebook(
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; at least 1 is needed")
     fetch_data([path])
-    out = Path(out or NOTEBOOKS.parent / "runs" / "sweeps" / path.stem).resolve()
+    usual = NOTEBOOKS.parent / "runs" / "sweeps" / path.stem
+    out = folder_from(usual if out is None else out, "--out")
     (out / "jobs").mkdir(parents=True, exist_ok=True)
     write(out / ".writable", b"")  # a folder that cannot be written is an error now
     (out / ".writable").unlink()
@@ -132,7 +135,8 @@ def sweep_notebook(
             cluster = partial(connected_client, client, jobs)
             return _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force)
     except Timeout:
-        owner = (out / ".owner").read_text() if (out / ".owner").exists() else "another process"
+        owner, file = "another process", out / ".owner"
+        owner = file.read_text(encoding="utf-8") if file.exists() else owner
         raise RuntimeError(
             f"{owner} is sweeping in {out}; wait for it, or take another folder"
         ) from None
@@ -140,10 +144,7 @@ def sweep_notebook(
 
 def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept:
     """`sweep_notebook` once everything is checked and the folder is ours."""
-    import nbformat
-
     versions = versions_of(path)
-    n_cells = 1 + len(nbformat.read(path, as_version=4).cells)  # papermill adds one
     keys = [key_of(versions, fixed | point) for point in points_of(grid)]
     for key in keys if force else []:
         (out / "jobs" / key / "job.json").unlink(missing_ok=True)
@@ -153,7 +154,7 @@ def _sweep(path, grid, fixed, cluster, out, table, cell_timeout, force) -> Swept
         common | {"parameters": fixed | point, "folder": str(out / "jobs" / key)}
         for key, point in zip(keys, points_of(grid), strict=True)
     )
-    with _progress(len(keys), n_cells) as progress:
+    with _progress(len(keys), n_cells(path)) as progress:
         errors = _run_jobs(jobs, cluster, table, progress)
     rows = put_together(out, keys, grid, fixed, errors, table)
     write_table(out, rows, path, versions, grid, fixed, len(keys), errors)
@@ -314,7 +315,7 @@ def _report_cell(key: str) -> None:
 def record_of(folder: Path) -> dict:
     """What `job.json` holds; empty where a job has not come to its end."""
     path = folder / "job.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json_from(path) if path.exists() else {}
 
 
 def _is_done(folder: Path) -> bool:
@@ -325,7 +326,7 @@ def _is_done(folder: Path) -> bool:
 
 def _tables(folder: Path) -> list[Path]:
     """The tables of a finished job, in the order in which they were written."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = manifest_from(folder)
     written = next(iter(manifest.values()))["tables"] if manifest else {}
     return [folder / name for name in written] or sorted(folder.glob("*.csv"))
 
@@ -393,4 +394,4 @@ def _find(notebook: str | Path) -> Path:
     if not path.is_file():
         known = sorted(p.stem for p in NOTEBOOKS.glob("*.ipynb"))
         raise ValueError(f"no notebook {str(notebook)!r}; a path, or one of: {', '.join(known)}")
-    return path.resolve()
+    return path_from(path, "the notebook")

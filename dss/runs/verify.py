@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dss.given import folder_from
 from dss.provenance import PROJECT
 from dss.runs.compare import by_notebook, compare_notebooks, difference
 from dss.runs.reproduce import Outcome, reproduce
@@ -34,9 +35,11 @@ def verify(
         table that is missing on one side, and a file whose content is not what the manifest says.
 
     Raises:
-        ValueError: an unknown size, or no manifest, or none of a notebook, to compare with.
+        ValueError: an unknown size, `committed` is no folder, or there is no manifest, or none of a
+            notebook, to compare with.
     """
-    folder = Path(committed).resolve() / size if committed else PROJECT / "figures" / size
+    is_given = committed is not None
+    folder = (folder_from(committed, "--committed") if is_given else PROJECT / "figures") / size
     if not (folder / "manifest.json").exists():
         raise ValueError(f"there is no {folder / 'manifest.json'} to compare with")
     before = by_notebook(folder)

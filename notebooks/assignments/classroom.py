@@ -29,10 +29,22 @@ from tqdm import tqdm
 from traitlets.config import PyFileConfigLoader
 
 from dss.files import write as write_file
+from dss.given import folder_from
 
 HERE = Path(__file__).resolve().parent
 NAMES = sorted(path.name for path in (HERE / "source").iterdir() if path.is_dir())
-Folder = Annotated[Path, typer.Argument(help="Folder of the course.")]
+
+
+def folder(text: str) -> Path:
+    """The folder of a course, as it was typed."""
+    try:
+        folder_from(text, "the folder")
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return Path(text).expanduser()
+
+
+Folder = Annotated[Path, typer.Argument(help="Folder of the course.", parser=folder)]
 # nbgrader starts alembic by its name, wherever this Python was started from.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
@@ -142,7 +154,8 @@ def digest(out: Path, student: str, name: str) -> str:
     """Of what was handed in, and of what checks it."""
     paths = (out / "source" / name, out / "submitted" / student / name)
     files = [path / f"{name}.ipynb" for path in paths]
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files if f.is_file())).hexdigest()[:16]
+    contents = [file.read_bytes() for file in files if file.is_file()]
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 
 
 def last(out: Path) -> pd.DataFrame:
@@ -246,7 +259,7 @@ def apart(jobs: int, calls: dict, out: Path) -> dict:
 def logged(send, log: Path, call, *arguments) -> None:
     """Call, with what it and its kernel write in a file, and send what comes back."""
     signal.alarm(1200)  # ends this process, should a cell refuse to be interrupted
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         send.send(call(*arguments))

@@ -180,6 +180,15 @@ found.touch()"""
     assert subprocess.run(line, cwd=root, capture_output=True).returncode == 0
 
 
+def test_a_parameter_that_was_not_used_is_not_stated(project):
+    """A cell that sets it again undoes what was asked; the table of a sweep would state that."""
+    write_notebook(project / "notebooks", "02_two", *light("02_two", "alpha = 0.5"))
+    result = run("02_two", "-p", "alpha=0.8")
+    said = "its manifest: alpha is 0.5 there, 0.8 was asked for"
+    assert result.exit_code == 1 and said in result.output
+    assert not list((project / "figures" / "quick").glob("*.csv"))
+
+
 def test_a_failure_does_not_stop_the_other_notebooks(project):
     write_notebook(project / "notebooks", "00_bad", "1 / 0")
     result = run()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dss.checks import lookup
 from dss.data import ensure_mnist
-from dss.given import json_from
+from dss.given import json_from, manifest_from
 from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
 from dss.results import CHECKPOINTS
 
@@ -124,7 +124,7 @@ def execute(
                 raise RuntimeError(
                     "it ended without a manifest; its last cell must call run.finish()"
                 )
-            return ""
+            return _other_than_asked(folder, parameters)
         except Exception as failure:
             if is_stopped():
                 raise Stopped from failure
@@ -136,6 +136,16 @@ def execute(
             if number or isinstance(failure, OtherKernel):
                 break
     return error
+
+
+def _other_than_asked(folder: Path, parameters: Mapping) -> str:
+    """Which parameter a manifest states with another value than the run was given, or ""."""
+    for entry in manifest_from(folder).values():
+        stated = entry.get("parameters", {})
+        for name, value in parameters.items():
+            if stated.get(name, value) != value:
+                return f"its manifest: {name} is {stated[name]!r} there, {value!r} was asked for"
+    return ""
 
 
 @contextmanager

@@ -50,6 +50,19 @@ def test_another_copy_of_dss_in_the_kernel_is_refused(tmp_path, monkeypatch):
     assert str(tmp_path / "other" / "dss" / "__init__.py") in error and error.endswith("is needed")
 
 
+def test_braces_in_paths_and_a_notebook_that_names_no_kernel(tmp_path):
+    folder = tmp_path / "{alpha}{0}{"
+    folder.mkdir()
+    path = write_notebook(folder, "{x}", "(__import__('pathlib').Path(out) / 'here').touch()")
+    notebook = json.loads(path.read_text())
+    notebook["metadata"] = {}
+    path.write_text(json.dumps(notebook))
+    (folder / "{out}").mkdir()
+    error = execute(path, {"alpha": 0.5}, folder / "{out}", folder / "executed {y}.ipynb")
+    assert "without a manifest" in error, "it came to its end"
+    assert (folder / "{out}" / "here").exists() and (folder / "executed {y}.ipynb").exists()
+
+
 def test_grading_begins_with_a_kernel_that_checks(own_setup):
     assert execution.check_kernel() == ("graded", "")
 

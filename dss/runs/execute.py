@@ -107,10 +107,11 @@ def execute(
         try:
             with _kernel_settings(transport) as config:
                 papermill.execute_notebook(
-                    str(notebook),
-                    str(executed),
+                    _unformatted(notebook),
+                    _unformatted(executed),
                     parameters=dict(parameters) | {"out": str(folder)},
                     kernel_name="python3",
+                    language="python",  # where the notebook names none
                     progress_bar=False,
                     execution_timeout=cell_timeout,
                     engine_name=ENGINE,
@@ -136,6 +137,11 @@ def execute(
             if number or isinstance(failure, OtherKernel):
                 break
     return error
+
+
+def _unformatted(path: Path) -> str:
+    """A path for papermill, which takes what is in braces for the name of a parameter."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _other_than_asked(folder: Path, parameters: Mapping) -> str:

@@ -1,6 +1,8 @@
 """The commands of `dss`, one function each; what they do is done in `dss.runs`."""
 
 import asyncio
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
@@ -235,16 +237,39 @@ def check_certificate(
 
 @contextmanager
 def _errors_told(after_interrupt: str = "stopped") -> Iterator[None]:
-    """An expected error becomes one line and exit status 1; Ctrl-C a line and 130."""
+    """An expected error becomes one line and exit status 1; Ctrl-C a line and 130, SIGTERM 143."""
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     except RecursionError:
         _fail("what was given is nested too deeply")
     except (ValueError, RuntimeError, OSError) as error:
         _fail(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         typer.echo(f"\ndss: {after_interrupt}", err=True)
-        raise typer.Exit(130) from None
+        raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends what runs as Ctrl-C does."""
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """In the block the first SIGTERM raises `Terminated` in the main thread; others are ignored."""
+
+    def terminate(*_) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _fail(error) -> None:

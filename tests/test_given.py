@@ -2,6 +2,7 @@
 
 import ast
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -101,7 +102,34 @@ def test_a_notebook_that_is_nested_too_deeply_is_named(tmp_path):
     assert result.exit_code == 1 and "nested too deeply" in result.output
 
 
-# --- locales
+# --- signals and locales
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize(
+    ("command", "module", "name"),
+    [
+        (["reproduce"], "dss.runs.reproduce", "reproduce"),
+        (["verify"], "dss.runs.verify", "verify"),
+        (["sweep", "some", "--grid", "a=1"], "dss.runs.sweeps", "sweep_notebook"),
+    ],
+)
+def test_sigterm_ends_a_command_as_control_c_does(command, module, name, monkeypatch):
+    cleaned = []
+
+    def terminated(**options):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one does not disturb this
+            cleaned.append(name)
+
+    monkeypatch.setattr(f"{module}.{name}", terminated)
+    before = signal.getsignal(signal.SIGTERM)
+    result = call(*command)
+    assert result.exit_code == 143 and "dss: stopped" in result.output and cleaned == [name]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 SAYS = r"""import sys

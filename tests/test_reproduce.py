@@ -467,8 +467,10 @@ def test_less_than_one_job_is_refused(project):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_control_c_ends_all_kernels_and_the_same_command_goes_on(project, jobs):
+@pytest.mark.parametrize(
+    ("jobs", "number", "status"), [("1", signal.SIGINT, 130), ("2", signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_all_kernels_and_the_same_command_goes_on(project, jobs, number, status):
     """Also where notebooks still wait for their turn."""
     log, once, folder = project / "log", project / "once", project / "figures" / "quick"
     hangs = f"""\
@@ -487,9 +489,9 @@ if not Path({str(once)!r}).exists():
         cwd=project, env=marked_environment(mark), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     wait_for(lambda: log.exists() and log.read_text().count("begun") == int(jobs), "notebooks")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == status, said
     assert "stopped; finished notebooks are in place, and the same command goes on" in said
     assert "Traceback" not in said
     wait_for(lambda: not marked(mark), "end of the kernels", seconds=20)

@@ -142,6 +142,20 @@ def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, 
         classroom.grades(tmp_path)
 
 
+@slow
+def test_a_byte_order_mark_does_no_harm(released, tmp_path):
+    """Editors on Windows write one, which nbgrader cannot read."""
+    out, pair = tmp_path / "course", ("ada", "2_bead")
+    shutil.copytree(released, out)
+    path = out.joinpath("submitted", *pair, "2_bead.ipynb")
+    samples.write(release_of(out, "2_bead"), path)
+    plain, before = path.read_bytes(), classroom.digest(out, *pair)
+    path.write_bytes(b"\xef\xbb\xbf" + plain)
+    assert classroom.digest(out, *pair) == before, "it is graded once"
+    assert classroom.prepare(out, *pair) == ("graded", "")
+    assert path.read_bytes() == plain
+
+
 def test_old_points_are_taken_away_before_anything_is_graded(released, tmp_path):
     out, pair = tmp_path / "course", ("ada", "2_bead")
     shutil.copytree(released, out)

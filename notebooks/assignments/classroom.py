@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import warnings
+from codecs import BOM_UTF8
 from multiprocessing import connection
 from pathlib import Path
 from typing import Annotated
@@ -154,7 +155,7 @@ def digest(out: Path, student: str, name: str) -> str:
     """Of what was handed in, and of what checks it."""
     paths = (out / "source" / name, out / "submitted" / student / name)
     files = [path / f"{name}.ipynb" for path in paths]
-    contents = [file.read_bytes() for file in files if file.is_file()]
+    contents = [file.read_bytes().removeprefix(BOM_UTF8) for file in files if file.is_file()]
     return hashlib.sha256(b"".join(contents)).hexdigest()[:16]
 
 
@@ -222,6 +223,9 @@ def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
     rest = ", ".join(sorted(p.name for p in folder.glob("[!.]*") if p != path))
     if not path.is_file():
         return "no notebook", f"{path.name} is missing; there is {rest or 'nothing'}"
+    content = path.read_bytes()
+    if content.startswith(BOM_UTF8):  # as editors on Windows write it; nbgrader reads none
+        write_file(path, content.removeprefix(BOM_UTF8))
     try:
         nbformat.validate(read(path))
     except Exception as error:  # whatever nbformat makes of a damaged file

@@ -28,36 +28,6 @@ run.table(pd.DataFrame({{"alpha": [alpha]}}), "numbers")
 run.figure(plt.figure(), "picture")
 """
 FINISH = "run.finish()\nprint(alpha)"
-# Python runs a module of this name at every start.
-EMPTY_MODULES = """\
-import importlib.abc, importlib.machinery, sys, types
-
-class Kind(type):
-    def __getattr__(cls, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return Nothing
-    __or__ = __ror__ = lambda cls, other: cls
-
-class Nothing(int, metaclass=Kind):  # a base, a type, a decorator, 0 in JSON
-    def __new__(cls, *arguments, **options):
-        return arguments[0] if arguments and callable(arguments[0]) else int.__new__(cls)
-    def __call__(self, function):
-        return function
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "matplotlib", "seaborn", "safetensors"):
-            return importlib.machinery.ModuleSpec(name, self, is_package=True)
-    def create_module(self, spec):
-        module = types.ModuleType(spec.name)
-        module.__version__, module.__getattr__ = "none", lambda name: getattr(Nothing, name)
-        return module
-    def exec_module(self, module):
-        pass
-
-sys.meta_path.insert(0, Finder())
-"""
 MARK = "DSS_TEST_MARK"  # in the environment of what a test starts, and of all that this starts
 
 
@@ -72,13 +42,6 @@ def write_notebook(folder, name, *cells, parameters=PARAMETERS):
     notebook.cells = [first, *map(nbformat.v4.new_code_cell, cells)]
     nbformat.write(notebook, folder / f"{name}.ipynb")
     return folder / f"{name}.ipynb"
-
-
-def write_empty_modules(folder):
-    """A folder for PYTHONPATH: `import dss` in half the time, where nothing is computed with it."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(EMPTY_MODULES)
-    return folder
 
 
 def marked(mark, part=""):

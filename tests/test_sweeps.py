@@ -31,7 +31,6 @@ from scratch import (
     marked_environment,
     nothing_left_behind,
     wait_for,
-    write_empty_modules,
     write_notebook,
 )
 from typer.testing import CliRunner
@@ -90,12 +89,6 @@ def workers():
     """A client of workers, set up as `dss sweep --jobs` does."""
     with nothing_left_behind(), grid.connected_client(None, N_WORKERS) as client:
         yield client
-
-
-@pytest.fixture
-def light(tmp_path):
-    """A folder for PYTHONPATH, for processes that run sweeps and compute nothing with dss."""
-    return write_empty_modules(tmp_path / "light")
 
 
 @pytest.fixture
@@ -228,9 +221,7 @@ def test_workers_give_the_same_table_as_this_process(workers):
 
 
 @pytest.mark.slow
-def test_jobs_are_processes_of_this_machine(light, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(light))
-
+def test_jobs_are_processes_of_this_machine():
     def where(i):
         import os
         import time
@@ -671,11 +662,11 @@ def test_a_client_whose_start_is_interrupted_is_closed(silent_port):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_control_c_stops_cleanly_and_the_same_command_goes_on(tiny, light):
+def test_control_c_stops_cleanly_and_the_same_command_goes_on(tiny):
     mark = uuid.uuid4().hex
     line = [sys.executable, "-m", "dss", "sweep", str(tiny.path), "--out", str(tiny.out)]
     line += ["--jobs", "2", "--grid", "case=good,hang,other"]
-    options = {"cwd": ROOT, "env": marked_environment(mark, PYTHONPATH=str(light)), "text": True}
+    options = {"cwd": ROOT, "env": marked_environment(mark), "text": True}
     process = subprocess.Popen(line, **options, stderr=subprocess.PIPE, start_new_session=True)
     try:
         wait_for(lambda: tiny.log.exists() and "hang" in tiny.log.read_text(), "hanging cell")
@@ -699,13 +690,13 @@ def test_control_c_stops_cleanly_and_the_same_command_goes_on(tiny, light):
 
 
 @pytest.fixture
-def cluster(tmp_path_factory, light):
+def cluster(tmp_path_factory):
     """A scheduler as a command of its own, its address, and `worker(source)` for workers of it."""
     folder, mark = tmp_path_factory.mktemp("cluster"), uuid.uuid4().hex
     with ExitStack() as stack:
 
         def start(*arguments, source=ROOT):
-            environment = marked_environment(mark, PYTHONPATH=f"{light}{os.pathsep}{source}")
+            environment = marked_environment(mark, PYTHONPATH=str(source))
             environment |= {"MALLOC_TRIM_THRESHOLD_": "65536"}  # as the nannies of dask set it
             line = [sys.executable, "-m", "dask", *arguments]
             quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -762,9 +753,7 @@ def test_a_scheduler_and_workers_that_were_started_as_commands(cluster, tiny, tm
 
 
 @pytest.mark.slow
-def test_a_scheduler_that_is_lost_ends_the_sweep_and_the_next_call_goes_on(
-    cluster, tiny, light, monkeypatch
-):
+def test_a_scheduler_that_is_lost_ends_the_sweep_and_the_next_call_goes_on(cluster, tiny):
     def swept(*where):
         grid = "--grid", "case=good,hang"
         return command(tiny.path, *where, "--out", tiny.out, *grid)
@@ -780,7 +769,6 @@ def test_a_scheduler_that_is_lost_ends_the_sweep_and_the_next_call_goes_on(
     assert tiny.ran() == ["0.5 good", "0.5 hang"]
     worker.kill()  # it would keep the job for half a minute, until it gives up
     tiny.once.touch()
-    monkeypatch.setenv("PYTHONPATH", str(light))
     result = swept("--jobs", "1")
     assert "2 jobs: 2 succeeded (1 of them before), 0 failed" in result.output
     assert tiny.ran() == ["0.5 hang"]

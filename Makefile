@@ -27,10 +27,11 @@ figures: env
 	$(BIN)/dss data
 	$(BIN)/dss reproduce --size quick
 
-# Everything.  Notebooks that run under nbval write to build/, not over the committed figures.
+# Everything.  Notebooks that run under nbval write to build/, not over the committed figures, and
+# start without the user's IPython files.
 test: env lint
 	$(BIN)/dss data
-	DSS_OUT=$(CURDIR)/build/nbval $(SIDE_BY_SIDE) --nbval-lax --nbval-current-env \
+	DSS_OUT=$(CURDIR)/build/nbval IPYTHONDIR=$(CURDIR)/build/ipython $(SIDE_BY_SIDE) --nbval-lax --nbval-current-env \
 		--nbval-cell-timeout=300 tests notebooks
 
 # Between two edits: style, import rules and the tests of the library; the course has its own.

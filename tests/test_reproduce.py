@@ -546,6 +546,16 @@ def test_a_full_disk_is_told_and_does_not_stop_the_others(project, monkeypatch, 
         assert (folder / "01_good_numbers.csv").read_text() == "of before"
 
 
+def test_outputs_that_cannot_be_saved_are_told(project, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, "_save_outputs", full)
+    result = run("--save-outputs")
+    assert result.exit_code == 1
+    assert "FAILED in saving its outputs: [Errno 28] No space left" in result.output
+
+
 def test_an_error_of_our_own_ends_the_run_and_does_not_hang(project, monkeypatch):
     def broken(*arguments):
         raise ZeroDivisionError("ours")

@@ -247,11 +247,16 @@ def test_what_is_identical_or_within_its_tolerance_passes_and_the_rest_is_named(
 
 
 @pytest.mark.slow
-def test_a_notebook_that_fails_differs(project, made, monkeypatch):
-    project(body="1 / 0")
+def test_a_notebook_that_fails_differs_and_what_it_made_is_kept(
+    project, made, monkeypatch, tmp_path
+):
+    project(body="(__import__('pathlib').Path(out) / 'made.csv').touch()\n1 / 0")
     monkeypatch.setattr(module, "reproduce", reproducing.reproduce)
     result = call("verify")
     assert result.exit_code == 1 and "it failed in cell [2]: ZeroDivisionError" in result.output
+    kept = tmp_path / "runs" / "failed" / "quick" / "01_one"
+    assert f"what it made is in {kept}/" in result.output
+    assert {path.name for path in kept.iterdir()} == {"made.csv", "01_one.ipynb"}
 
 
 def test_the_number_of_jobs_is_handed_on(made, monkeypatch):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -142,11 +142,15 @@ def reproduce(
     folder.mkdir(parents=True, exist_ok=True)
     fetch_data(NOTEBOOKS / f"{run.name}.ipynb" for run in runs)
     outcomes = _side_by_side(runs, folder, size, jobs or _usual_jobs(device))
-    for outcome, run in zip(outcomes, runs, strict=True):
+    for i, (outcome, run) in enumerate(zip(outcomes, runs, strict=True)):
         if save_outputs and not outcome.error:
-            _save_outputs(outcome.name, run.executed)
+            try:
+                _save_outputs(outcome.name, run.executed)
+            except OSError as failure:
+                outcomes[i] = replace(outcome, error=f"saving its outputs: {failure}")
     if not any(outcome.error for outcome in outcomes):
-        _note_unfinished(folder, _call_of(runs), None)
+        with suppress(OSError):  # then it would be skipped the next time, as after a kill
+            _note_unfinished(folder, _call_of(runs), None)
     return outcomes
 
 

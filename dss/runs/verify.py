@@ -76,5 +76,8 @@ def _kept(outcome: Outcome, size: str) -> str:
         return ""
     folder = PROJECT / "runs" / "failed" / size / outcome.name
     shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(outcome.kept, folder)
+    try:
+        shutil.copytree(outcome.kept, folder)
+    except OSError as failure:  # a full disk
+        return f"; what it made could not be kept: {failure}"
     return f"; what it made is in {folder}/"

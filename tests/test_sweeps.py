@@ -432,6 +432,13 @@ def test_a_bad_call_is_refused_before_anything_runs(tiny, arguments, message):
     assert not tiny.out.exists() and tiny.ran() == []
 
 
+def test_a_label_that_would_not_be_true_is_refused(tmp_path):
+    for option in ("--grid", "-p"):
+        result = command("05_depth", "--grid", "seed=1", option, "size=paper", "--out", tmp_path)
+        assert result.exit_code == 1 and "size is a label" in result.output
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["09_none", "none.ipynb"])
 def test_an_unknown_notebook_is_refused(name):
     result = command(name, *GOOD)
@@ -563,7 +570,7 @@ def interrupted(function):
 STOPPED = "dss: stopped; what is finished stays"
 ENDINGS = {  # exit status and message, by what happens when the first job has ended
     "success": (0, "6 jobs: 6 succeeded"),
-    "failed jobs": (1, "3 of 6 jobs failed"),
+    "failed jobs": (1, "3 of 6 jobs failed; the same command runs them again; until then /"),
     "Ctrl-C": (130, STOPPED),
     "a lost scheduler": (1, "dss: the scheduler was lost"),
     "an exception": (1, ""),

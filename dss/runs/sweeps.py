@@ -116,6 +116,10 @@ def sweep_notebook(
         raise ValueError(f"{path.stem} has no parameter 'out'; its tables need a folder")
     if "out" in grid | fixed:
         raise ValueError("out is the sweep's own: every job has a folder; use --out")
+    if "size" in grid | fixed and path.parent == NOTEBOOKS:
+        raise ValueError(
+            "size is a label; give the values of notebooks/params/paper.yaml that are meant"
+        )
     check_parameters(path, fixed, *(fixed | {n: v} for n, values in grid.items() for v in values))
     if reserved := set(REPORTED) & set(fixed):
         names = ", ".join(reserved)

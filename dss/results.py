@@ -187,6 +187,6 @@ def _without_place(parameters: Mapping) -> dict:
 def update_manifest(folder: Path, entries: Mapping[str, dict], notebook: str) -> None:
     """Replace the entries of one notebook in `folder/manifest.json`, atomically."""
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
+    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     manifest = {k: v for k, v in manifest.items() if v["notebook"] != notebook} | dict(entries)
     write(path, (json.dumps(dict(sorted(manifest.items())), indent=1) + "\n").encode())

@@ -374,7 +374,7 @@ def test_memory_is_a_property_of_the_task():
     assert task.to(memory=64).to(torch.float64).memory == 64
     assert task.to(memory=1).budget.rows_that_fit(1, torch.float32) == 2**20 // (4 * 33)
     assert task.to(memory=1e-9).budget.rows_that_fit(1, torch.float32) == 1
-    with pytest.raises(ValueError, match="memory is 0 MiB; it must be > 0"):
+    with pytest.raises(ValueError, match="memory is 0; MiB, > 0 is needed"):
         task.to(memory=0)
     assert 2**26 <= free_memory(torch.device("cpu")) < 2**50
 

@@ -1,6 +1,5 @@
 """Places and files that commands are given: refused in every command, or done as asked."""
 
-import ast
 import os
 import signal
 import subprocess
@@ -12,7 +11,6 @@ from scratch import PARAMETERS, write_notebook
 from typer.testing import CliRunner
 
 import dss
-from dss import given
 from dss.commands import app
 from dss.given import folder_from, json_from, manifest_from
 
@@ -151,14 +149,3 @@ def test_an_ascii_locale_gets_its_tables_too():
     assert "01_caf\u00e9" in done.stdout and "FAILED in cell [1]: \u03b3 > \u03b1" in done.stdout
     with pytest.raises(ValueError, match="in this locale; one with UTF-8 is needed"):
         folder_from("/tmp/caf\udcc3\udca9", "--out")
-
-
-OURS = [*(ROOT / "dss" / "runs").glob("*.py"), ROOT / "dss" / "commands.py", Path(given.__file__)]
-
-
-@pytest.mark.parametrize("path", OURS, ids=lambda path: path.stem)
-def test_text_files_have_an_encoding_whatever_the_locale(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        name = getattr(getattr(node, "func", None), "attr", getattr(node, "func", None))
-        if name in ("read_text", "write_text") or getattr(name, "id", "") == "open":
-            assert "encoding" in [k.arg for k in node.keywords], ast.unparse(node)

@@ -20,6 +20,7 @@ def Gamma_on_grid(loss: np.ndarray, cell_1: tuple[int, ...], cell_2: tuple[int, 
 
     Raises:
         ValueError: a loss that is NaN, or a cell outside the grid.
+        ImportError: scipy is not installed; it comes with the extra `notebooks`.
 
     Paper: Eq. (3), Sec. II.A.
     """

@@ -26,6 +26,7 @@ def study(
     n_pairs: int,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
+    fewer: bool = False,
     **options,
 ) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
@@ -40,6 +41,8 @@ def study(
         generator: CPU generator of the run; a new one with seed 0 by default.
         checkpoint: a file that holds the search, as in `find_strings`; the endpoints are held
             beside it, in a file with `.ends` at its end.
+        fewer: as in `train_endpoints`: where too few networks reach a threshold, the pairs that
+            are missing end with "endpoint above L0".
         options: keyword arguments of `find_strings`; the endpoints are trained with the same
             optimiser, batches and budget.
 
@@ -49,7 +52,7 @@ def study(
 
     Raises:
         TypeError, ValueError, OSError: as in `find_strings`, before anything is trained.
-        RuntimeError: too few networks reach a threshold.
+        RuntimeError: too few networks reach a threshold, and `fewer` is not set.
 
     Paper: Sec. II.B.
     """
@@ -65,7 +68,7 @@ def study(
     if checkpoint is not None:
         check_target(checkpoint)  # before the endpoints are trained
         ends_file = f"{checkpoint}.ends"
-    ends = train_endpoints(task, 2 * n_pairs, L0, generator, ends_file, **training)
+    ends = train_endpoints(task, 2 * n_pairs, L0, generator, ends_file, fewer, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
     strings = find_strings(
         task,

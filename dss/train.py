@@ -61,10 +61,10 @@ class Endpoints:
     """What `train_endpoints` returns, for T thresholds.
 
     Attributes:
-        thetas: `(T, n, P)`, every one at or below its threshold.
+        thetas: `(T, n, P)`, every one at or below its threshold, unless fewer were to be enough.
         n_drawn: `(T,)` int64, networks drawn.
         n_discarded: `(T,)` int64, drawn networks that did not get there (dead or stuck).
-        steps: `(T, n)` int64, gradient steps each one took.
+        steps: `(T, n)` int64, gradient steps each one took; 0 for one that stands in.
     """
 
     thetas: Tensor
@@ -81,6 +81,7 @@ def train_endpoints(
     L0: list[float],
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
+    fewer: bool = False,
     **training,
 ) -> Endpoints:
     """Draw networks until `n` of them are trained to each of the thresholds.
@@ -93,13 +94,15 @@ def train_endpoints(
         L0: T thresholds.
         generator: CPU generator for initial values and data order; by default one with seed 0.
         checkpoint: a file that holds the result; the same call, made again, returns it at once.
+        fewer: where too few networks reach a threshold, go on with initial values in the places of
+            the missing ones: a search says of their pairs that an endpoint is above L0.
         training: the fields of `dss.descent.Training`.
 
     Returns:
         `Endpoints`.
 
     Raises:
-        RuntimeError: after 20 rounds of drawing there are still too few.
+        RuntimeError: after 20 rounds of drawing there are still too few, and `fewer` is not set.
         TypeError: an unknown argument, or one that is no number.
         ValueError: n < 1 or more than memory holds, no threshold, an argument out of range, or a
             checkpoint that is damaged or of another call.
@@ -110,8 +113,8 @@ def train_endpoints(
     check_task(task)
     generator, n = check_generator(generator), task.budget.check_room(n, "n", task.dtype)
     training, targets = training_of(training), thresholds_of(L0)
-    call = asdict(training) | {"n": n, "L0": targets}
-    draw = partial(_draw_endpoints, task, n, targets, generator, training)
+    call = asdict(training) | {"n": n, "L0": targets, "fewer": fewer}
+    draw = partial(_draw_endpoints, task, n, targets, generator, training, fewer)
     count = {"allowed": lambda v: v >= 0, "needed": ">= 0"}
     dtype, n_targets = str(task.dtype)[6:], len(targets)
     rules = {
@@ -125,8 +128,9 @@ def train_endpoints(
     return once(checkpoint, task, call, generator, Endpoints, draw, rules)
 
 
-def _draw_endpoints(task, n, targets, generator, training: Training) -> Endpoints:
+def _draw_endpoints(task, n, targets, generator, training: Training, fewer: bool) -> Endpoints:
     """`train_endpoints` without a checkpoint."""
+    failed: list[list[Tensor]] = [[] for _ in targets]  # initial values, n at most
     reached: list[list[Tensor]] = [[] for _ in targets]
     steps: list[list[int]] = [[] for _ in targets]
     # The rate of success is not known beforehand.  Spare networks cost next to nothing where steps
@@ -150,15 +154,19 @@ def _draw_endpoints(task, n, targets, generator, training: Training) -> Endpoint
             drawn[k] += 1
             if not trained.reached[i]:
                 discarded[k] += 1
+                failed[k] = [*failed[k], thetas[i]][-n:]
             elif len(reached[k]) < n:
                 reached[k].append(trained.thetas[i])
                 steps[k].append(int(trained.steps[i]))
     for k, thetas in enumerate(reached):
-        if len(thetas) < n:
+        n_missing = n - len(thetas)
+        if n_missing and not fewer:
             raise RuntimeError(
                 f"{task.name}: {len(thetas)} of {int(drawn[k])} networks reached "
                 f"{task.metric} {float(targets[k]):.4g}; {n} are needed"
             )
+        thetas += failed[k][len(failed[k]) - n_missing :]
+        steps[k] += [0] * n_missing
     stack = torch.stack([torch.stack(thetas) for thetas in reached])
     return Endpoints(stack, drawn, discarded, torch.tensor(steps))
 

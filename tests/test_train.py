@@ -179,6 +179,19 @@ def test_train_endpoints_gives_up_and_says_how_far_it_came(quad64):
         dss.train_endpoints(quad64, 2, [1e-9], max_steps=0)
 
 
+def test_where_fewer_are_enough_initial_values_stand_in(quad64, seeded):
+    arguments = {"lr": 1e-2, "max_steps": 400, "patience": 100}
+    alone = dss.train_endpoints(quad64, 3, [0.01], seeded(1), fewer=True, **arguments)
+    usual = dss.train_endpoints(quad64, 3, [0.01], seeded(1), **arguments)
+    assert torch.equal(alone.thetas, usual.thetas)
+    found = dss.train_endpoints(quad64, 3, [1e-9], seeded(1), fewer=True, max_steps=2)
+    assert found.thetas.shape == (1, 3, quad64.n_params)
+    assert (quad64.losses(found.thetas[0]) > 1e-9).all()
+    assert found.n_drawn == found.n_discarded and found.steps.tolist() == [[0, 0, 0]]
+    _, table = dss.study(quad64, [10.0, 1e-9], 2, seeded(), fewer=True, max_steps=2)
+    assert table.status.tolist() == ["connected"] * 2 + ["endpoint above L0"] * 2
+
+
 @pytest.mark.parametrize(
     "arguments, error, message",
     [

@@ -1,9 +1,23 @@
-"""Intervals over pairs, and fitted exponents, for the tables behind the figures."""
+"""Intervals over pairs, and fitted exponents, for the tables behind the figures.
 
-from collections.abc import Callable
+Every table has its columns whatever there was to measure: without pairs it has no rows, and what
+cannot be known of too few is NaN.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+
+
+def stacked(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+    """Tables one below the other, as `pandas.concat`; without any, a table with no rows.
+
+    Args:
+        tables: any number of them.
+        columns: of the table, where there is none to take them from.
+    """
+    return pd.concat(tables) if len(tables) else pd.DataFrame(columns=list(columns))
 
 
 def summarise(
@@ -35,16 +49,22 @@ def summarise(
         raise ValueError(f"over is {over!r}; 'connected' and 'all' are known")
     from scipy import stats
 
+    names = [*by, "n_pairs"]
+    if over == "connected":
+        names += ["n_connected", "fraction", "fraction_low", "fraction_high"]
+    for column in columns:
+        names += [column, f"{column}_low", f"{column}_high"]
     rows = []
     for key, group in table.groupby(by, sort=False):
         row = dict(zip(by, key, strict=True))
         row["n_pairs"] = n = len(group)
         if over == "connected":
-            k = int(group.connected.sum())
+            connected = group.connected.astype(bool)
+            k = int(connected.sum())
             wilson = stats.binomtest(k, n).proportion_ci(method="wilson")
             row |= {"n_connected": k, "fraction": k / n}
             row |= {"fraction_low": wilson.low, "fraction_high": wilson.high}
-            group = group[group.connected]
+            group = group[connected]
         for column in columns:
             values = group[column].dropna().to_numpy(float)
             low = high = np.nan
@@ -56,7 +76,7 @@ def summarise(
             mean = statistic(values) if len(values) else np.nan
             row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=names)
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +95,7 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
         for name, column in (("beads", "n_beads"), ("length", "normalized_length"))
         for statistic in ("mean", "sem")
     }
-    of_connected = table[table.connected].groupby("L0").agg(**means)
+    of_connected = table[table.connected.astype(bool)].groupby("L0").agg(**means)
     return table.groupby("L0").agg(**pairs).join(of_connected).reset_index()
 
 
@@ -88,8 +108,9 @@ def exponent(
     for that look at `steepest` and `flattest`.
 
     Args:
-        x: `(n,)` > 0, the threshold of each pair; pairs with one x form a group.
-        y: `(n,)`, what was measured of each pair; the mean of a group must be > 0.
+        x: `(n,)`, the threshold of each pair; pairs with one x form a group.
+        y: `(n,)`, what was measured of each pair.  Groups whose x or mean y is not > 0 have no
+            logarithm and are left out.
         cluster: `(n,)`, which rows are resampled together (one pair at several x); by default each
             row on its own, within its group.
         n_resamples: of the bootstrap, seed 0.
@@ -100,6 +121,7 @@ def exponent(
     """
     frame = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
     frame["cluster"] = np.arange(len(frame)) if cluster is None else np.asarray(cluster)
+    frame = frame[(frame.x > 0) & (frame.groupby("x").y.transform("mean") > 0)]
     names = ("exponent", "low", "high", "steepest", "flattest")
     if frame.x.nunique() < 2:
         return dict.fromkeys(names, np.nan)

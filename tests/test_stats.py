@@ -34,6 +34,15 @@ def test_means_are_over_connected_pairs_or_over_all():
     assert stats.summarise(skewed, ["L0"], ["n_beads"], "all", np.median).n_beads[0] == 1
 
 
+def test_nothing_to_average_has_its_columns():
+    expected = list(stats.summarise(table(6, 6), ["L0"], ["n_beads"]))
+    for nothing in (table(6, 6)[:0], pd.DataFrame(columns=["L0", "connected", "n_beads"])):
+        assert list(stats.summarise(nothing, ["L0"], ["n_beads"])) == expected
+    assert np.isnan(stats.summarise(table(6, 0), ["L0"], ["n_beads"]).n_beads[0])
+    assert list(stats.stacked([], ["a", "b"])) == ["a", "b"]
+    assert stats.stacked([table(1, 1)] * 2, ["a"]).equals(pd.concat([table(1, 1)] * 2))
+
+
 def test_no_interval_from_fewer_than_five_pairs():
     row = stats.summarise(table(4, 4), ["L0"], ["n_beads"]).iloc[0]
     assert row.n_beads == 1.5 and np.isnan(row.n_beads_low)
@@ -60,6 +69,13 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
 
 def test_one_threshold_has_no_exponent():
     assert np.isnan(stats.exponent(np.ones(5), np.ones(5))["exponent"])
+
+
+def test_groups_without_a_logarithm_are_left_out_of_an_exponent():
+    x, y = np.repeat([0.0, 0.01, 0.1, 1.0], 3), np.repeat([5.0, 100.0, 10.0, 0.0], 3)
+    np.testing.assert_allclose(list(stats.exponent(x, y).values()), -1, rtol=1e-9)
+    assert np.isnan(list(stats.exponent(x[:0], y[:0]).values())).all()
+    assert np.isnan(list(stats.exponent(x, 0 * y).values())).all()
 
 
 def test_reported_means_leave_out_pairs_that_failed_and_count_them():

@@ -1,4 +1,7 @@
-"""One function per kind of figure: arrays and tables in, a matplotlib Figure out."""
+"""One function per kind of figure: arrays and tables in, a matplotlib Figure out.
+
+Where there is nothing to draw, a figure says so in words.
+"""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +55,18 @@ def use_style() -> None:
     plt.rcParams.update(STYLE)
 
 
+def nothing(reason: str) -> Figure:
+    """A figure that says why there is nothing to see in it.
+
+    Args:
+        reason: in plain words.
+    """
+    figure, axis = plt.subplots(figsize=(4.6, 1.6))
+    axis.set_axis_off()
+    _say(axis, reason)
+    return figure
+
+
 def means(
     table: "pd.DataFrame",
     x: str,
@@ -72,22 +87,24 @@ def means(
         panels: column to draw and its label.
         by: column that tells the lines apart.
         x_label: with its unit.
-        log: columns on a logarithmic axis.
+        log: columns on a logarithmic axis, where all their means are > 0.
         lines: height of a dashed reference line per column.
         n_columns: panels side by side.
-        log_x: whether x is on a logarithmic axis.
+        log_x: whether x is on a logarithmic axis, where all its values are > 0.
         names: legend entry per value of `by`.
     """
     n_rows = -(-len(panels) // n_columns)
     size = (3.5 * n_columns, 2.7 * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, squeeze=False)
     groups = list(table[by].drop_duplicates())
+    log_x = log_x and _all_positive(table[x])
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=False):
         for i, group in enumerate(groups):
             rows = table[(table[by] == group) & table[column].notna()].sort_values(x)
-            mean = rows[column].to_numpy()
-            low, high = (rows[f"{column}_{end}"].fillna(rows[column]) for end in ("low", "high"))
-            style = {"color": PALETTE[i], "marker": MARKERS[i % len(MARKERS)], "capsize": 2}
+            mean = rows[column].to_numpy(float)
+            ends = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
+            low, high = (np.where(np.isnan(end), mean, end) for end in ends)
+            style = {"color": PALETTE[i % 10], "marker": MARKERS[i % 7], "capsize": 2}
             bars = np.clip([mean - low, high - mean], 0, None)
             label_i = (names or {}).get(group, str(group))
             axis.errorbar(rows[x], mean, yerr=bars, label=label_i, **style)
@@ -99,9 +116,11 @@ def means(
             _plain_ticks(axis.xaxis, (1, 2, 5) if narrow else (1,))
             if table[x].nunique() <= 4:
                 axis.set_xticks(table[x].unique())
-        if column in log:
+        if column in log and _all_positive(table[column]):
             axis.set_yscale("log")
             _plain_ticks(axis.yaxis, (1, 2, 5))
+        if table[column].isna().all():
+            _say(axis, "nothing was measured")
         if column == "fraction":
             axis.set_ylim(-0.05, 1.05)
         if column == "fraction" and len(groups) == 1:
@@ -129,6 +148,7 @@ def curves(
     L0: float | None = None,
     log_y: bool = False,
     marks: "pd.DataFrame | None" = None,
+    joined: bool = True,
 ) -> Figure:
     """Lines of `y` against `x`, one per group, with the threshold L0 and marked points.
 
@@ -137,19 +157,22 @@ def curves(
         x, y, by: its columns.
         x_label, y_label: with units.
         L0: drawn as a dashed line.
-        log_y: logarithmic vertical axis.
+        log_y: logarithmic vertical axis, where all values are > 0.
         marks: points to mark, with columns `x`, `y`.
+        joined: whether the points of a group are joined; else each has a marker.
     """
+    if table.empty:
+        return nothing("nothing was measured")
     figure, axis = plt.subplots(figsize=(4.6, 3.1))
     for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
-        dash = ("-", "--", "-.", ":")[i % 4]
+        dash = ("-", "--", "-.", ":")[i % 4] if joined else MARKERS[i % 7]
         axis.plot(rows[x], rows[y], dash, color=PALETTE[i % 10], label=group)
     if marks is not None:
         axis.plot(marks[x], marks[y], "o", color="black", markersize=4, label="networks")
     if L0 is not None:
         axis.axhline(L0, color="0.4", linestyle="--", linewidth=1)
         axis.annotate("$L_0$", (1.01, L0), xycoords=("axes fraction", "data"), va="center")
-    if log_y:
+    if log_y and _all_positive(table[y]):
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis, (1, 2, 5) if table[y].max() < 100 * table[y].min() else (1,))
     axis.set(xlabel=x_label, ylabel=y_label)
@@ -191,12 +214,14 @@ def distributions(
     """
     import seaborn as sns
 
+    if table.empty:
+        return nothing("there is no row to show")
     groups = list(table[by].drop_duplicates())
     labels = [(names or {}).get(group, str(group)) for group in groups]
     table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})
     n = len(panels)
     figure, axes = plt.subplots(1, n, figsize=(3.5 * n, 2.7), squeeze=False)
-    colours = dict(zip(labels, PALETTE, strict=False))
+    colours = {label: PALETTE[i % 10] for i, label in enumerate(labels)}
     shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         rows = {"data": table, "y": column, "ax": axis}
@@ -244,6 +269,8 @@ def envelopes(
         points: `t`, `loss` and `panel`, drawn as dots: a grid.
         log_y: whether losses are on a logarithmic axis.
     """
+    if pieces.empty:
+        return nothing("no bound was computed")
     names = list(pieces.panel.unique())
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
@@ -299,7 +326,7 @@ def contour_panels(
         L0: the level set below is shaded.
         labels: of the two parameters.
         n_columns: panels side by side.
-        levels: contour lines; chosen from the losses by default.
+        levels: contour lines; chosen from the losses by default, from L0 on.
     """
     x, y, loss = grid
     n_rows = -(-len(panels) // n_columns)
@@ -311,7 +338,8 @@ def contour_panels(
         sharey=True,
         squeeze=False,
     )
-    levels = np.geomspace(L0, loss.max(), 9) if levels is None else levels
+    if levels is None:
+        levels = np.geomspace(L0, loss.max(), 9) if L0 < loss.max() else [L0]
     for axis, panel in zip(axes.flat, panels, strict=False):
         axis.grid(False)
         axis.contourf(x, y, loss, levels=[-1, L0], colors=["#d5e8f5"])
@@ -424,11 +452,44 @@ def predictions(
     return figure
 
 
+def _all_positive(values: "pd.Series") -> bool:
+    """Whether there are values, and all have a logarithm; NaN does not count."""
+    values = values.dropna()
+    return len(values) > 0 and bool((values > 0).all())
+
+
+def _say(axis, text: str) -> None:
+    """Words in the middle of an empty axis."""
+    where = {"transform": axis.transAxes, "ha": "center", "va": "center"}
+    axis.text(0.5, 0.5, text, color="0.4", **where)
+
+
 def _plain_ticks(axis, steps: Sequence[int]) -> None:
     """Label a logarithmic axis 0.1, 0.2, 0.5, 1 and not 2 x 10^-1."""
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
+
+
+def mark(figure: Figure, value: float, text: str, place: float, vertical: bool = False) -> Figure:
+    """A dashed line where something is known from elsewhere; none where nothing is drawn.
+
+    Args:
+        figure: its first panel gets the line.
+        value: where the line stands.
+        text: its name.
+        place: of the name, along the line.
+        vertical: whether the line is vertical.
+    """
+    axis = figure.axes[0]
+    if axis.axison:
+        line = axis.axvline if vertical else axis.axhline
+        line(value, color="0.3", linestyle="--", linewidth=1)
+        at, shift = ((value, place), (-3, 0)) if vertical else ((place, value), (0, -3))
+        side = {"ha": "right", "va": "center"} if vertical else {"ha": "left", "va": "top"}
+        style = {"xytext": shift, "textcoords": "offset points", "color": "0.3"}
+        axis.annotate(text, at, **style, **side)
+    return figure
 
 
 def integer_axis(figure: Figure) -> Figure:

@@ -81,6 +81,35 @@ def test_a_distribution_shows_every_row_and_is_the_same_every_time(pairs):
         assert np.array_equal(one, other)
 
 
+def test_a_figure_of_nothing_says_so(tmp_path):
+    columns = ["L0", "case", "n_beads", "n_beads_low", "n_beads_high"]
+    empty, panels = pd.DataFrame(columns=columns), {"n_beads": "beads"}
+    unknown = pd.DataFrame([[0.1, "a", np.nan, np.nan, np.nan]], columns=columns)
+    no_pieces = pd.DataFrame(columns=["begin", "end", "bound", "panel"])
+    figures = [
+        plots.nothing("why"),
+        plots.means(empty, "L0", panels, "case", "L0", ["n_beads"]),
+        plots.means(unknown, "L0", panels, "case", "L0", ["n_beads"]),
+        plots.curves(empty, "L0", "n_beads", "case", "x", "y", log_y=True),
+        plots.distributions(empty, "L0", panels, "case", "L0"),
+        plots.envelopes(no_pieces, no_pieces, 0.1, "loss"),
+    ]
+    for figure in figures:
+        assert any(text.get_text() for axis in figure.axes for text in axis.texts)
+        figure.savefig(tmp_path / "nothing.png")
+        plots.plt.close(figure)
+
+
+def test_many_groups_and_means_of_nought_are_drawn(tmp_path):
+    table = pd.DataFrame({"L0": [0.1, 0.2] * 12, "seed": np.repeat(np.arange(12), 2)})
+    table = table.assign(n_beads=0.0, n_beads_low=0.0, n_beads_high=0.0)
+    panels = {"n_beads": "beads"}
+    figure = plots.means(table, "L0", panels, "seed", "L0", ["n_beads"])
+    assert figure.axes[0].get_yscale() == "linear" and figure.axes[0].get_xscale() == "log"
+    plots.distributions(table, "L0", panels, "seed", "L0").savefig(tmp_path / "many.png")
+    plots.plt.close("all")
+
+
 def test_the_style_is_set_when_it_is_asked_for_and_not_before():
     with plots.plt.rc_context():
         plots.plt.rcdefaults()

@@ -61,7 +61,8 @@ class Results:
 
     Raises:
         ValueError: no `size` or `seed` among the parameters, a value that its line in the
-            parameters cell does not allow, or an `out` that is no folder.
+            parameters cell does not allow, an `out` that is no folder, or `device` is `"cuda"` and
+            torch finds none.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Results:
         self.file = PROJECT / "notebooks" / f"{notebook}.ipynb"
         known = declared_parameters(self.file) if self.file.exists() else {}
         check_parameters(self.file, {n: scope[n] for n in known if n in scope}, known=known)
+        _check_device(notebook, self.parameters.get("device"))
         out = self.parameters.pop("out", "") or os.environ.get("DSS_OUT")
         usual = PROJECT / "figures" / self.parameters["size"]
         self.folder = usual if out is None else folder_from(out, "out, or DSS_OUT,")
@@ -167,6 +169,16 @@ class Results:
         }
         entries = {name: {"sha256": digest} | entry for name, digest in self.figures.items()}
         update_manifest(self.folder, entries, notebook=f"{self.notebook}.ipynb")
+
+
+def _check_device(notebook: str, device) -> None:
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                f"{notebook}: device is 'cuda', and torch finds no CUDA here; allowed: auto, cpu"
+            )
 
 
 def committed_parameters(notebook: Path) -> list[dict]:

@@ -149,6 +149,8 @@ def curves(
     log_y: bool = False,
     marks: "pd.DataFrame | None" = None,
     joined: bool = True,
+    reason: str = "nothing was measured",
+    log_x: bool = False,
 ) -> Figure:
     """Lines of `y` against `x`, one per group, with the threshold L0 and marked points.
 
@@ -159,13 +161,17 @@ def curves(
         L0: drawn as a dashed line.
         log_y: logarithmic vertical axis, where all values are > 0.
         marks: points to mark, with columns `x`, `y`.
-        joined: whether the points of a group are joined; else each has a marker.
+        joined: whether the points of a group are joined; else, and where there is one, they have
+            markers.
+        reason: what the figure says where there is no row.
+        log_x: logarithmic horizontal axis, where all values are > 0.
     """
     if table.empty:
-        return nothing("nothing was measured")
+        return nothing(reason)
     figure, axis = plt.subplots(figsize=(4.6, 3.1))
     for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
-        dash = ("-", "--", "-.", ":")[i % 4] if joined else MARKERS[i % 7]
+        is_line = joined and len(rows) > 1
+        dash = ("-", "--", "-.", ":")[i % 4] if is_line else MARKERS[i % 7]
         axis.plot(rows[x], rows[y], dash, color=PALETTE[i % 10], label=group)
     if marks is not None:
         axis.plot(marks[x], marks[y], "o", color="black", markersize=4, label="networks")
@@ -175,6 +181,9 @@ def curves(
     if log_y and _all_positive(table[y]):
         axis.set_yscale("log")
         _plain_ticks(axis.yaxis, (1, 2, 5) if table[y].max() < 100 * table[y].min() else (1,))
+    if log_x and _all_positive(table[x]):
+        axis.set_xscale("log")
+        _plain_ticks(axis.xaxis, (1, 2, 5) if table[x].max() < 20 * table[x].min() else (1,))
     axis.set(xlabel=x_label, ylabel=y_label)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -436,7 +445,10 @@ def predictions(
         position: `(n_points,)` in [0, 1].
     """
     n = len(digits)
-    figure, axes = plt.subplots(2, n, figsize=(1.7 * n, 3.0), height_ratios=[1, 1.3])
+    if n == 0:
+        return nothing("no digit was chosen")
+    size, heights = (1.7 * n, 3.0), [1, 1.3]
+    figure, axes = plt.subplots(2, n, figsize=size, height_ratios=heights, squeeze=False)
     for i in range(n):
         axes[0, i].imshow(digits[i], cmap="Greys")
         axes[0, i].set_axis_off()
@@ -495,5 +507,5 @@ def mark(figure: Figure, value: float, text: str, place: float, vertical: bool =
 def integer_axis(figure: Figure) -> Figure:
     """Mark integers only on the horizontal axes (depths)."""
     for axis in figure.axes:
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return figure

@@ -110,17 +110,18 @@ def exponent(
     Args:
         x: `(n,)`, the threshold of each pair; pairs with one x form a group.
         y: `(n,)`, what was measured of each pair.  Groups whose x or mean y is not > 0 have no
-            logarithm and are left out.
+            logarithm and are left out, as is what is not finite.
         cluster: `(n,)`, which rows are resampled together (one pair at several x); by default each
             row on its own, within its group.
         n_resamples: of the bootstrap, seed 0.
 
     Returns:
         `exponent`, `low`, `high`, and `steepest` and `flattest`, the extremes of the slopes between
-        neighbouring x; NaN with fewer than two groups.
+        neighbouring x; NaN with fewer than two groups, and the interval with fewer than 5 clusters.
     """
     frame = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
     frame["cluster"] = np.arange(len(frame)) if cluster is None else np.asarray(cluster)
+    frame = frame[np.isfinite(frame[["x", "y"]]).all(axis=1)]
     frame = frame[(frame.x > 0) & (frame.groupby("x").y.transform("mean") > 0)]
     names = ("exponent", "low", "high", "steepest", "flattest")
     if frame.x.nunique() < 2:
@@ -143,6 +144,8 @@ def exponent(
     else:
         draws = rng.multinomial(n, [1 / n] * n, n_resamples)
     low, high = np.percentile(np.polyfit(log_x, log_means(draws).T, 1)[0], [2.5, 97.5])
+    if n < 5:
+        low = high = np.nan
     local = np.diff(here) / np.diff(log_x)
     values = np.polyfit(log_x, here, 1)[0], low, high, local.min(), local.max()
     return dict(zip(names, map(float, values), strict=True))

@@ -93,6 +93,8 @@ def means(
         log_x: whether x is on a logarithmic axis, where all its values are > 0.
         names: legend entry per value of `by`.
     """
+    if not panels:
+        return nothing("no column was chosen")
     n_rows = -(-len(panels) // n_columns)
     size = (3.5 * n_columns, 2.7 * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, squeeze=False)
@@ -223,8 +225,8 @@ def distributions(
     """
     import seaborn as sns
 
-    if table.empty:
-        return nothing("there is no row to show")
+    if table.empty or not panels:
+        return nothing("there is no row to show" if panels else "no column was chosen")
     groups = list(table[by].drop_duplicates())
     labels = [(names or {}).get(group, str(group)) for group in groups]
     table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})

@@ -99,6 +99,56 @@ def reported(table: pd.DataFrame) -> pd.DataFrame:
     return table.groupby("L0").agg(**pairs).join(of_connected).reset_index()
 
 
+def of_sweep(
+    table: pd.DataFrame, x: str, by: str, values: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The rows of a sweep that can be averaged, and which rows are of failed jobs.
+
+    Args:
+        table: as `dss.sweep` returns it, or any other with those columns; `error` may be missing.
+        x: column of numbers.
+        by: column that defines groups.
+        values: columns of numbers.
+
+    Returns:
+        The rows of jobs that did not fail, `connected` as bool where it is there; and `x` and
+        `failed` of every row.  Where all jobs failed the columns are there without rows.
+
+    Raises:
+        ValueError: a column is missing, is named twice or like a column of `summarise`, or holds
+            what it must not.
+    """
+    taken = {"n_pairs", "n_connected", "fraction"} & {x, by, *values}
+    if x == by or {x, by} & set(values) or taken:
+        raise ValueError(
+            f"x={x!r}, by={by!r} and values={list(values)} must be different columns, and none "
+            "of n_pairs, n_connected, fraction, which are computed here"
+        )
+    failed = pd.Series(False, index=table.index)
+    if "error" in table:
+        failed = table.error.fillna("").astype(str) != ""
+    rows = table[~failed].copy()
+    missing = {x, by, *values} - set(table)
+    if missing and (len(rows) or table.empty):
+        raise ValueError(f"the table has no column {sorted(missing)}; it has {sorted(table)}")
+    for name in sorted(missing):
+        rows[name] = pd.Series(dtype=float)
+    for name in (x, *values):
+        try:
+            rows[name] = pd.to_numeric(rows[name])
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"column {name!r} must hold numbers: {error}") from error
+    if "connected" in rows:
+        words = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+        meant = rows.connected.map(lambda value: words.get(str(value).strip().lower()))
+        if meant.isna().any():
+            wrong = rows.connected[meant.isna()].iloc[0]
+            raise ValueError(f"column 'connected' holds {wrong!r}; true and false are needed")
+        rows["connected"] = meant.astype(bool)
+    of_x = table[x] if x in table else np.nan
+    return rows, pd.DataFrame({x: of_x, "failed": failed})
+
+
 def exponent(
     x: pd.Series, y: pd.Series, cluster: pd.Series | None = None, n_resamples: int = 1_000
 ) -> dict[str, float]:

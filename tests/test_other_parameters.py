@@ -1,0 +1,150 @@
+"""Notebooks come to their end at other parameters too, with all tables and figures.
+
+Each is run without a kernel, cell by cell, in a process of its own that begins with everything
+imported (`classes.SERVER`).
+"""
+
+import contextlib
+import io
+import json
+import traceback
+from pathlib import Path
+
+import nbformat
+import pytest
+from classes import SERVER
+
+from dss.parameters import check_parameters, declared_parameters
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ROOT / "figures" / "quick"
+MANIFEST = json.loads((QUICK / "manifest.json").read_text())
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+# Several odd values at a time: one of everything, thresholds that rise, depths 0 and 1, even n_t,
+# thresholds that no network or every network reaches, a step that is much too long.
+SETTINGS = {
+    "00_start_here": [
+        {"max_depth": 0, "n_t": 4, "alpha": 1},
+        {"max_depth": 1, "n_t": 3, "seed": 4294967295},
+    ],
+    "01_definitions": [
+        {"max_depth": 0, "n_t": 4, "alpha": 1},
+        {"max_depth": 1, "n_t": 3, "L0": 0.041, "lr": 0.1, "seed": 4294967295},
+        {"L0": 10, "n_t": 34},
+    ],
+    "02_quad": [
+        {"n_pairs": 1, "n_pairs_losses": 1, "L0": [0.01], "L0_mae": [0.05], "L0_huber": [0.01],
+         "max_depth": 1, "n_t": 4},
+        {"n_pairs": 2, "n_pairs_losses": 1, "L0": [0.001, 0.01, 0.03], "L0_mae": [1e-9],
+         "L0_huber": [1000], "max_depth": 0, "max_steps": 3, "seed": 4294967295},
+        {"n_pairs": 6, "n_pairs_losses": 1, "L0": [100, 1000], "L0_mae": [1], "L0_huber": [10, 20],
+         "alpha": 1, "n_t": 3},
+    ],
+    "03_mnist": [
+        {"n_pairs": 1, "L0": [2.0], "L0_error": [0.7], "max_depth": 0, "n_t": 4, "n_eval": 1},
+        {"n_pairs": 2, "L0": [1.5, 2.0], "L0_error": [1], "max_depth": 1, "n_t": 3, "n_eval": 20,
+         "alpha": 1, "seed": 4294967295},
+    ],
+    "04_alpha": [
+        {"n_pairs": 1, "alphas": [0.7], "L0_curvature": [0.01], "max_depth": 1, "n_t": 4},
+        {"n_pairs": 2, "alphas": [1, 0.12345678, 0.9], "L0": 0.02, "L0_curvature": [0.01, 0.03],
+         "max_depth": 3, "seed": 4294967295},
+        {"n_pairs": 3, "alphas": [1.0], "L0": 1e-9, "L0_curvature": [1000], "max_depth": 0,
+         "lr": 1, "max_steps": 1, "n_t": 3},
+    ],
+    "05_depth": [
+        {"n_pairs": 1, "L0": [0.01], "widths": [1], "L0_width": 0.05, "max_depth": 1, "n_t": 4},
+        {"n_pairs": 2, "L0": [0.003, 0.0123456789123, 0.03], "widths": [9, 3], "L0_width": 0.05,
+         "max_depth": 0, "seed": 4294967295},
+        {"n_pairs": 2, "L0": [1000, 1e-9], "widths": [2], "L0_width": 1e-9, "max_depth": 2,
+         "max_steps": 1, "lr": 1, "n_t": 3},
+    ],
+    "06_certificates": [
+        {"n_pairs": 1, "L0": [0.02], "L0_sigmoid": 0.1, "n_coarse": 1, "n_t_coarse": 3,
+         "L0_mnist": 1.0, "n_eval": 10, "n_eval_cnn": 10, "budget": 1},
+        {"n_pairs": 2, "L0": [0.01, 0.02], "L0_sigmoid": 1000, "n_coarse": 2, "n_t_coarse": 4,
+         "L0_mnist": 1000, "n_eval": 1, "n_eval_cnn": 1, "budget": 64, "seed": 4294967295},
+    ],
+    "07_disconnections": [
+        {"n_pairs": 1, "L0_swap": [0.1], "widths": [3], "sigmas": [0.3], "L0_clusters": [0.55],
+         "n_linear": 1, "L0_linear": [0.1], "hidden": [4], "L0_quad": 0.02, "max_depth": 1},
+        {"n_pairs": 2, "L0_swap": [0.05, 0.2], "widths": [5, 4], "sigmas": [0.6, 0.2],
+         "L0_clusters": [0.4], "n_linear": 2, "L0_linear": [0.1, 1], "hidden": [2, 1],
+         "L0_quad": 0.03, "max_depth": 0, "max_steps": 50, "seed": 4294967295},
+    ],
+}  # fmt: skip
+
+
+def run(name, values, folder):
+    """Run a notebook with other parameters; what it printed, and the error or ""."""
+    ours, theirs = SERVER.Pipe()
+    process = SERVER.Process(target=_run, args=(theirs, name, values | {"out": str(folder)}))
+    process.start()
+    theirs.close()  # so that its death is an EOFError here
+    printed, error = ours.recv()
+    process.join()
+    return printed, error
+
+
+def _run(end, name, values):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    variables, printed, error = {"__name__": "__main__"}, io.StringIO(), ""
+    with contextlib.redirect_stdout(printed):
+        try:
+            for cell in notebook.cells:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, f"<{name}>", "exec"), variables)
+                    if "parameters" in cell.metadata.get("tags", []):
+                        variables |= values
+        except Exception:
+            error = traceback.format_exc()
+    end.send((printed.getvalue(), error))
+
+
+def header(path):
+    return path.read_text().partition("\n")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [(name, values) for name, several in SETTINGS.items() for values in several],
+    ids=[f"{name}-{i}" for name, several in SETTINGS.items() for i in range(len(several))],
+)
+def test_a_rerun_ends_with_all_tables_and_figures(name, values, tmp_path):
+    check_parameters(ROOT / "notebooks" / f"{name}.ipynb", values)
+    printed, error = run(name, values, tmp_path)
+    assert not error, error
+    entries = {k: v for k, v in MANIFEST.items() if v["notebook"] == f"{name}.ipynb"}
+    tables = {table for entry in entries.values() for table in entry["tables"]}
+    assert {path.name for path in tmp_path.iterdir()} == {"manifest.json", *entries, *tables}
+    assert set(json.loads((tmp_path / "manifest.json").read_text())) == set(entries)
+    for table in tables:
+        assert header(tmp_path / table) == header(QUICK / table)
+    assert ": found" in printed or ": not found" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("L0", []), ("L0", [0.01, 0.01]), ("seed", 10**26), ("n_pairs", 0), ("alpha", 1.1)],
+)
+def test_what_is_out_of_range_is_refused_before_anything_is_computed(name, value, tmp_path):
+    printed, error = run("02_quad", {name: value}, tmp_path)
+    assert f"ValueError: 02_quad: {name} is {value!r}" in error
+    assert printed == "" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "notebook", [path for path in NOTEBOOKS if path.stem in SETTINGS], ids=lambda path: path.stem
+)
+def test_every_number_states_its_range(notebook):
+    for parameter in declared_parameters(notebook).values():
+        assert parameter.type != "list", parameter.name
+        if "int" in parameter.type or "float" in parameter.type:
+            assert parameter.range, parameter.name
+        if parameter.name in ("size", "device"):
+            assert parameter.range.startswith("one of"), parameter.name

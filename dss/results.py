@@ -60,6 +60,8 @@ class Results:
         prefix: of the name of every file; by default the notebook's name.
 
     Raises:
+        RuntimeError: Python runs without assertions (`-O`, PYTHONOPTIMIZE), so that no check of the
+            notebook would be one.
         ValueError: no `size` or `seed` among the parameters, a value that its line in the
             parameters cell does not allow, an `out` that is no folder, or `device` is `"cuda"` and
             torch finds none.
@@ -73,6 +75,11 @@ class Results:
         timings: Collection[str] = (),
         prefix: str | None = None,
     ):
+        if not __debug__:
+            raise RuntimeError(
+                "assertions are off in this kernel, so that no check of the notebook would be one; "
+                "start it without -O and without PYTHONOPTIMIZE"
+            )
         plain = (bool, int, float, str, list, type(None))
         self.parameters = {
             name: value
@@ -85,7 +92,7 @@ class Results:
         self.file = PROJECT / "notebooks" / f"{notebook}.ipynb"
         known = declared_parameters(self.file) if self.file.exists() else {}
         check_parameters(self.file, {n: scope[n] for n in known if n in scope}, known=known)
-        _check_device(notebook, self.parameters.get("device"))
+        check_device(self.parameters.get("device"))
         out = self.parameters.pop("out", "") or os.environ.get("DSS_OUT")
         usual = PROJECT / "figures" / self.parameters["size"]
         self.folder = usual if out is None else folder_from(out, "out, or DSS_OUT,")
@@ -171,14 +178,13 @@ class Results:
         update_manifest(self.folder, entries, notebook=f"{self.notebook}.ipynb")
 
 
-def _check_device(notebook: str, device) -> None:
+def check_device(device) -> None:
+    """Refuse `"cuda"` where torch finds none, by a ValueError."""
     if device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            raise ValueError(
-                f"{notebook}: device is 'cuda', and torch finds no CUDA here; allowed: auto, cpu"
-            )
+            raise ValueError("device is 'cuda', and torch finds no CUDA here; allowed: auto, cpu")
 
 
 def committed_parameters(notebook: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import classes  # noqa: F401  it knows the folder of the next
@@ -81,6 +82,17 @@ def test_grading_does_not_begin_with_another(setting, message, tmp_path, monkeyp
     monkeypatch.setattr(OwnKernel, "environment", lambda kernel: usual(kernel) | setting)
     with pytest.raises(OtherKernel, match=message):
         execution.check_kernel()
+
+
+def test_results_are_not_for_a_kernel_of_another_kind_without_assertions(tmp_path):
+    """Plain papermill and JupyterLab start kernels of their own."""
+    code = "import dss; dss.Results('01_definitions', {'size': 'quick', 'seed': 0})"
+    options = {"cwd": tmp_path, "env": os.environ | {"DSS_OUT": str(tmp_path / "out")}}
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", code], capture_output=True, text=True, **options
+    )
+    assert "RuntimeError: assertions are off in this kernel" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_make_switches_assertions_on():

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from classes import SERVER
 
@@ -72,7 +73,26 @@ SETTINGS = {
          "L0_clusters": [0.4], "n_linear": 2, "L0_linear": [0.1, 1], "hidden": [2, 1],
          "L0_quad": 0.03, "max_depth": 0, "max_steps": 50, "seed": 4294967295},
     ],
+    "08_authors": [
+        {"n_pairs": 1, "n_points": 33, "L0_quadratic": [0.2], "L0_cubic": [0.32], "n_again": 0,
+         "L0_check_quadratic": 0.2, "L0_check_cubic": 0.32, "L0_mnist": [1], "n_eval": 10},
+        {"n_pairs": 2, "n_points": 100, "L0_quadratic": [0.15, 0.3], "L0_cubic": [1000],
+         "L0_check_quadratic": 1000, "L0_check_cubic": 0.32, "n_check": 1, "L0_mnist": [0.95, 1],
+         "n_pairs_mnist": [1, 2], "n_eval": 20, "check_every": 7, "seed": 4294967},
+    ],
+    "sweep_report": [
+        {"table": str(QUICK / "sweep_report_rows.csv"), "seed": 4294967293, "log_x": True},
+    ],
 }  # fmt: skip
+# Tables of a sweep, made from the committed one, and what is asked of them.
+SWEEPS = {
+    "one row": (lambda rows: rows.head(1), {}),
+    "none connected": (lambda rows: rows.assign(connected=False), {}),
+    "no column connected": (lambda rows: rows.drop(columns="connected"), {"values": ["n_t"]}),
+    "lines by seed": (lambda rows: rows, {"by": "seed", "x": "L0", "values": ["n_beads"]}),
+    "many lines": (lambda rows: rows.assign(group=rows.index % 15), {"by": "group"}),
+    "all jobs failed": (lambda rows: rows[["alpha", "seed"]].head(2).assign(error="gone"), {}),
+}
 
 
 def run(name, values, folder):
@@ -128,6 +148,20 @@ def test_a_rerun_ends_with_all_tables_and_figures(name, values, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", SWEEPS)
+def test_a_report_ends_with_its_figures_whatever_the_sweep_gave(case, tmp_path):
+    change, values = SWEEPS[case]
+    table, out = tmp_path / "sweep.csv", tmp_path / "out"
+    change(pd.read_csv(QUICK / "sweep_report_rows.csv")).to_csv(table, index=False)
+    _, error = run("sweep_report", values | {"table": str(table)}, out)
+    assert not error, error
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json", "sweep_report_means.csv", "sweep_report_means.png",
+        "sweep_report_pairs.png", "sweep_report_rows.csv",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "value"),
     [("L0", []), ("L0", [0.01, 0.01]), ("seed", 10**26), ("n_pairs", 0), ("alpha", 1.1)],
@@ -138,9 +172,11 @@ def test_what_is_out_of_range_is_refused_before_anything_is_computed(name, value
     assert printed == "" and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    "notebook", [path for path in NOTEBOOKS if path.stem in SETTINGS], ids=lambda path: path.stem
-)
+def test_every_notebook_is_tried():
+    assert set(SETTINGS) == {path.stem for path in NOTEBOOKS}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_number_states_its_range(notebook):
     for parameter in declared_parameters(notebook).values():
         assert parameter.type != "list", parameter.name

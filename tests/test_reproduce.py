@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from filelock import FileLock
 from papermill.iorw import LocalHandler
 from scratch import BODY, FINISH, marked, marked_environment, wait_for, write_notebook
@@ -78,9 +79,14 @@ def run(*arguments):
         (["-p", "seed=true"], "seed is True (bool); int is needed"),
         (["-p", "alpha"], "-p alpha: NAME=VALUE is needed"),
         (["--save-outputs", "-p", "alpha=0.5"], "default parameters only"),
+        (["--device", "cuda"], "torch finds no CUDA here; allowed: auto, cpu"),
+        (["-p", "device=cuda"], "torch finds no CUDA here; allowed: auto, cpu"),
+        (["-p", "size=paper"], "size is no parameter to override here; use --size"),
+        (["-p", "out=/tmp"], "out is no parameter to override here; use --out"),
     ],
 )
-def test_a_bad_call_is_refused_before_anything_runs(project, arguments, message):
+def test_a_bad_call_is_refused_before_anything_runs(project, arguments, message, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     result = run(*arguments)
     assert result.exit_code == 1
     assert message in result.output

@@ -18,7 +18,7 @@ from dss.files import write
 from dss.given import folder_from, json_from, manifest_from
 from dss.parameters import check_parameters, typed_values, values_from_yaml
 from dss.provenance import PROJECT
-from dss.results import CHECKPOINTS, update_manifest
+from dss.results import CHECKPOINTS, check_device, update_manifest
 from dss.runs.execute import (
     NOTEBOOKS,
     end_kernels,
@@ -136,6 +136,7 @@ def reproduce(
         notebook = NOTEBOOKS / f"{name}.ipynb"
         chosen = overrides | {"device": device} | typed_values(notebook, parameters or {})
         check_parameters(notebook, chosen)
+        check_device(chosen["device"])
         key = key_of(versions_of(notebook), chosen)
         executed = executed_folder / f"{name}.ipynb"
         runs.append(_Run(name, chosen, key, folder, executed, cell_timeout))

@@ -283,7 +283,7 @@ def test_from_its_own_cell_on_an_answer_does_what_it_does_in_the_whole_notebook(
 
 def test_an_answer_sees_nothing_of_another():
     body = BODY["interpolate"]
-    harm = "\n\ntheta_1.zero_()\ndel dss.interpolated_loss\ntorch.manual_seed(5)\n"
+    harm = "\n\ntheta_1.zero_()\ndss.interpolated_loss = None\ntorch.manual_seed(5)\n"
     before = run_answer("1_gamma", 0, [("interpolate", body, LOOP)])
     assert failures("1_gamma", 0, [("interpolate", body, body + harm)])
     assert run_answer("1_gamma", 0, [("interpolate", body, LOOP)]) == before

@@ -98,6 +98,7 @@ def test_results_are_not_for_a_kernel_of_another_kind_without_assertions(tmp_pat
 def test_make_switches_assertions_on():
     makefile = Path(__file__).parents[1] / "Makefile"
     line = ["make", "-f", makefile, "--eval", 'shown:; @echo "<$$PYTHONOPTIMIZE>"', "shown"]
-    environment = os.environ | {"PYTHONOPTIMIZE": "1"}
+    outer = {"MAKEFLAGS", "MAKELEVEL", "MFLAGS"}  # where `make test` runs this
+    environment = {n: v for n, v in os.environ.items() if n not in outer} | {"PYTHONOPTIMIZE": "1"}
     done = subprocess.run(line, capture_output=True, text=True, env=environment)
     assert done.stdout == "<>\n", done.stderr

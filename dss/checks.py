@@ -47,7 +47,9 @@ def check_whole(value, name: str, least: int, most: int | None = None) -> int:
         TypeError: no number, or True or False.
         ValueError: not whole, or out of range.
     """
-    needed = f"a whole number >= {least}" if most is None else f"one from {least} to {most:,}"
+    needed = (
+        f"a whole number >= {least}" if most is None else f"a whole number from {least} to {most:,}"
+    )
     plain = _plain(value)
     if isinstance(plain, bool) or not isinstance(plain, Real):
         raise TypeError(f"{name} is {short(value)}; {needed} is needed")

@@ -16,22 +16,26 @@ if TYPE_CHECKING:
 Built = TypeVar("Built")
 
 
-def checked_path(path: str | os.PathLike) -> Path:
-    """A path to a file on this machine.
+def checked_path(path: str | os.PathLike, what: str = "path") -> Path:
+    """A path on this machine.
+
+    Args:
+        path: as it was given.
+        what: how the message calls it: `--out`.
 
     Raises:
         TypeError: neither text nor a path.
-        ValueError: it is empty, a URL, or holds a null byte.
+        ValueError: it is empty, an address (`s3://...`), or holds a null byte.
     """
     if not isinstance(path, str | os.PathLike) or isinstance(os.fspath(path), bytes):
-        raise TypeError(f"path is a {type(path).__name__}; text or a pathlib.Path is needed")
+        raise TypeError(f"{what} is a {type(path).__name__}; text or a pathlib.Path is needed")
     text = os.fspath(path)
-    if not text:
-        raise ValueError("path is empty; the name of a file is needed")
+    if not text.strip():
+        raise ValueError(f"{what} is empty (a variable that is not set?); a path is needed")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
-        raise ValueError(f"path is {text!r}, a URL; a file on this machine is needed")
+        raise ValueError(f"{what} is {text!r}, an address; a path on this machine is needed")
     if "\0" in text:
-        raise ValueError(f"path is {text!r}; it holds a null byte")
+        raise ValueError(f"{what} is {text!r}; it holds a null byte")
     return Path(text)
 
 
@@ -120,7 +124,7 @@ def load_tensors(path: str | os.PathLike, kind: str, build: Callable[[dict, dict
     Raises:
         TypeError: path is neither text nor a path.
         OSError: the file cannot be read: there is none, or it is a folder.
-        ValueError: the path is empty or a URL; or the file is damaged, of another format, or
+        ValueError: the path is empty or an address; or the file is damaged, of another format, or
             refused by `build`.
     """
     from safetensors import SafetensorError

@@ -1,10 +1,9 @@
 """What commands are given: places on this machine, and JSON files that are what they must be."""
 
 import json
-import re
 from pathlib import Path
 
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+from dss.files import checked_path
 
 
 def path_from(text: str | Path, what: str) -> Path:
@@ -15,18 +14,15 @@ def path_from(text: str | Path, what: str) -> Path:
         what: how the message calls it: `--out`.
 
     Raises:
-        ValueError: nothing, as an unset variable gives it, an address (`s3://...`), or a path that
-            the locale cannot spell, so that no notebook could hold it.
+        ValueError: as in `dss.files.checked_path`, or a path that the locale cannot spell, so that
+            no notebook could hold it.
     """
-    if not str(text).strip():
-        raise ValueError(f"{what} is empty (a variable that is not set?); a path is needed")
+    path = checked_path(text, what)
     if str(text).encode(errors="ignore").decode() != str(text):
         raise ValueError(
             f"{what} is {str(text)!r} in this locale; one with UTF-8 is needed (LC_ALL)"
         )
-    if ADDRESS.match(str(text)):
-        raise ValueError(f"{what} is {str(text)!r}, an address; a path on this machine is needed")
-    return Path(text).expanduser().resolve()
+    return path.expanduser().resolve()
 
 
 def folder_from(text: str | Path, what: str) -> Path:

@@ -14,7 +14,6 @@ With `each` it holds of every entry of a list, which is not empty and has no ent
 
 import ast
 import io
-import json
 import math
 import operator
 import re
@@ -24,6 +23,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from dss.checks import short
+from dss.given import json_from
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 INTERVAL = re.compile(rf"in ([\[(])({NUMBER}), ({NUMBER})([\])])")
@@ -48,14 +50,12 @@ class Parameter:
         type: the annotation, or the type of the default where there is none.
         default: the committed value.
         range: what the comment says before the first semicolon, where that is a range; else "".
-        help: the rest of the comment.
     """
 
     name: str
     type: str
     default: Any
     range: str
-    help: str
 
 
 def declared_parameters(notebook: Path) -> dict[str, Parameter]:
@@ -65,13 +65,13 @@ def declared_parameters(notebook: Path) -> dict[str, Parameter]:
         ValueError: the file is not a notebook, two cells have the tag, or the cell is not Python.
     """
     try:
-        cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+        cells = json_from(notebook)["cells"]
         sources = [
             "".join(cell["source"])
             for cell in cells
             if cell["cell_type"] == "code" and "parameters" in cell["metadata"].get("tags", [])
         ]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{notebook} is not a notebook: {error!r}") from error
     if len(sources) > 1:
         raise ValueError(
@@ -103,10 +103,9 @@ def read_cell(source: str) -> dict[str, Parameter]:
         stated = isinstance(node, ast.AnnAssign)
         kind = ast.unparse(node.annotation) if stated else type(default).__name__
         comment = comments.get(node.end_lineno, "")
-        first, _, rest = comment.partition(";")
-        is_range = _test_of(first)[0] is not None
-        text, about = (first.strip(), rest.strip()) if is_range else ("", comment)
-        found[target.id] = Parameter(target.id, kind, default, text, about)
+        first = comment.partition(";")[0].strip()
+        stated_range = first if _test_of(first)[0] is not None else ""
+        found[target.id] = Parameter(target.id, kind, default, stated_range)
     return found
 
 
@@ -132,14 +131,14 @@ def check_parameters(
                 )
             if reason := _objection(known[name], value):
                 kind = type(value).__name__
-                raise ValueError(f"{notebook.stem}: {name} is {_shown(value)} ({kind}); {reason}")
+                raise ValueError(f"{notebook.stem}: {name} is {short(value)} ({kind}); {reason}")
         values = {name: parameter.default for name, parameter in known.items()} | dict(point)
         for name, other in _as_many(known.values()):
             if name in point or other in point:
                 n, wanted = len(values[name]), len(values[other])
                 if n != wanted:
                     raise ValueError(
-                        f"{notebook.stem}: {name} is {_shown(values[name])}; {wanted} entries are "
+                        f"{notebook.stem}: {name} is {short(values[name])}; {wanted} entries are "
                         f"needed, as many as {other}"
                     )
 
@@ -205,7 +204,7 @@ def values_from_yaml(text: str, name: str, notebook: Path) -> dict[str, Any]:
     """
     import yaml
 
-    known, anything = declared_parameters(notebook), Parameter("", "object", None, "", "")
+    known, anything = declared_parameters(notebook), Parameter("", "object", None, "")
     try:
         root = yaml.compose(text, Loader=yaml.BaseLoader)
         sections = {key.value: node.value for key, node in root.value} if root else {}
@@ -215,6 +214,17 @@ def values_from_yaml(text: str, name: str, notebook: Path) -> dict[str, Any]:
         }
     except (yaml.YAMLError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"values by notebook and name are needed: {error}") from error
+
+
+def paper_parameters(notebook: Path) -> dict[str, Any]:
+    """The paper-size overrides of a notebook, size included, from `params/paper.yaml` beside it.
+
+    Raises:
+        ValueError: the file is not YAML of values by notebook and name.
+    """
+    file = notebook.parent / "params" / "paper.yaml"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    return {"size": "paper"} | values_from_yaml(text, notebook.stem, notebook)
 
 
 def _of_node(node, kind: ast.expr) -> Any:
@@ -339,9 +349,3 @@ def _is_plain(value) -> bool:
     if type(value) is int:
         return abs(value) < 10**308
     return value is None or isinstance(value, str | bool)
-
-
-def _shown(value, n: int = 80) -> str:
-    """A value in a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= n else f"{text[:n]}..."

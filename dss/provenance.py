@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from dss.given import json_from
+
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
 
@@ -101,9 +103,9 @@ def notebook_sha256(path: Path) -> str | None:
     if not path.exists():
         return None
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        cells = json_from(path)["cells"]
         code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a notebook: {error!r}") from error
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 

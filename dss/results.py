@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.files import write
-from dss.given import folder_from
-from dss.parameters import check_parameters, declared_parameters, values_from_yaml
+from dss.given import folder_from, manifest_from
+from dss.parameters import check_parameters, declared_parameters, paper_parameters
 from dss.provenance import PROJECT, environment, notebook_sha256
 
 if TYPE_CHECKING:
@@ -192,10 +192,7 @@ def committed_parameters(notebook: Path) -> list[dict]:
     if not notebook.exists():
         return []
     quick = {name: known.default for name, known in declared_parameters(notebook).items()}
-    overrides = notebook.parent / "params" / "paper.yaml"
-    text = overrides.read_text(encoding="utf-8") if overrides.exists() else ""
-    paper = quick | {"size": "paper"} | values_from_yaml(text, notebook.stem, notebook)
-    return [_without_place(quick), _without_place(paper)]
+    return [_without_place(quick), _without_place(quick | paper_parameters(notebook))]
 
 
 def _without_place(parameters: Mapping) -> dict:
@@ -205,6 +202,6 @@ def _without_place(parameters: Mapping) -> dict:
 def update_manifest(folder: Path, entries: Mapping[str, dict], notebook: str) -> None:
     """Replace the entries of one notebook in `folder/manifest.json`, atomically."""
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    manifest = {k: v for k, v in manifest.items() if v["notebook"] != notebook} | dict(entries)
+    before = manifest_from(folder)
+    manifest = {k: v for k, v in before.items() if v["notebook"] != notebook} | dict(entries)
     write(path, (json.dumps(dict(sorted(manifest.items())), indent=1) + "\n").encode())

@@ -247,10 +247,7 @@ def landscape(function: Callable[[Tensor], Tensor], dim: int, name: str | None =
     """
     if not callable(function):
         raise TypeError(f"function is {short(function)}; a function of theta is needed")
-    try:
-        dim = check_whole(dim, "dim", 1, MOST_NUMBERS)
-    except ValueError as error:
-        raise ValueError(f"{error} (at least 1)") from None
+    dim = check_whole(dim, "dim", 1, MOST_NUMBERS)
     got = function(torch.zeros(2, dim, dtype=torch.float64))
     if not isinstance(got, Tensor) or got.shape != (2,):
         what = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
@@ -283,9 +280,8 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     known_networks = NETWORKS | ({"authors": authors_cnn} if by_authors else {})
     build = lookup(known_networks, network, "network")
     train, (x_test, y_test) = load()
-    n_eval = min(1_000, len(x_test)) if n_eval is None else check_whole(n_eval, "n_eval", -9)
-    if not 1 <= n_eval <= len(x_test):
-        raise ValueError(f"n_eval is {n_eval}; {data} has 1 to {len(x_test)} test digits")
+    n_eval = min(1_000, len(x_test)) if n_eval is None else n_eval
+    n_eval = check_whole(n_eval, "n_eval", 1, len(x_test))
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
         module = build(x_test.shape[-1])
     task = Task.from_module(

@@ -79,8 +79,8 @@ def a_pipe(tmp_path):
 
 PATHS = [
     (lambda _: "", ValueError, "path is empty"),
-    (lambda _: "s3://bucket/x", ValueError, "'s3://bucket/x', a URL"),
-    (lambda _: Path("https://host/x"), ValueError, "a URL"),
+    (lambda _: "s3://bucket/x", ValueError, "'s3://bucket/x', an address"),
+    (lambda _: Path("https://host/x"), ValueError, "an address"),
     (lambda _: "a\0b", ValueError, "null byte"),
     (lambda _: 3, TypeError, "path is a int"),
     (lambda _: b"s", TypeError, "path is a bytes"),

@@ -24,10 +24,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 # From the ground up; a module imports from lower floors only.
 FLOORS = [
-    {"checks"},
+    {"checks", "files"},
+    {"given"},
     {
-        "files",
-        "given",
         "parameters",
         "provenance",
         "status",
@@ -324,3 +323,17 @@ def test_environment_yml_installs_the_lock(pyproject):
     version = re.fullmatch(r"python=(\d+\.\d+)", python)[1]
     assert SpecifierSet(pyproject["project"]["requires-python"]).contains(version)
     assert conda in (["pip", python], [python, "pip"])
+
+
+TOP = {"README.md", "environment.yml", "notebooks", "dss", "figures", "data", "tests"}
+TOP |= {"LICENSE", "Makefile", "pyproject.toml", "requirements.lock"}
+TOP |= {".ci", ".gitattributes", ".gitignore"}
+
+
+def test_nothing_else_lies_at_the_top():
+    """What a test leaves in the folder that it runs in is soon committed."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a clone")
+    tracked = {name.split("/")[0] for name in listed.stdout.split("\0") if name}
+    assert tracked == TOP

@@ -169,6 +169,15 @@ def _is_numeric(values: pd.Series) -> bool:
 
 
 def compare_notebooks(before: dict, after: dict, old: Path, new: Path) -> pd.DataFrame:
+    """Compare all tables of a notebook, and the files before with what their manifest says.
+
+    Args:
+        before, after: entries as `by_notebook` gives them.
+        old, new: the folders that hold their tables.
+
+    Returns:
+        Rows as `compare` gives them, with `table`, the name of the file.
+    """
     parts = []
     for name in dict.fromkeys([*before["tables"], *after["tables"]]):
         if name not in after["tables"] or name not in before["tables"]:
@@ -197,6 +206,7 @@ def compare_notebooks(before: dict, after: dict, old: Path, new: Path) -> pd.Dat
 
 
 def difference(table: str, reason: str) -> pd.DataFrame:
+    """The row, as `compare_notebooks` gives it, for a table that cannot be compared."""
     row = pd.DataFrame([Compared("", reason, None, "DIFFERS")])
     row.insert(0, "table", table)
     return row

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from dss.files import write
 from dss.given import folder_from, json_from, manifest_from
-from dss.parameters import check_parameters, typed_values, values_from_yaml
+from dss.parameters import check_parameters, paper_parameters, typed_values
 from dss.provenance import PROJECT
 from dss.results import CHECKPOINTS, check_device, update_manifest
 from dss.runs.execute import (
@@ -62,13 +62,6 @@ def notebook_names() -> list[str]:
     """Names of the notebooks, in reading order."""
     chapters = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     return chapters + [path.stem for path in NOTEBOOKS.glob("sweep_report.ipynb")]
-
-
-def paper_parameters(name: str) -> dict:
-    """The paper-size overrides of a notebook, from `notebooks/params/paper.yaml`."""
-    text = (NOTEBOOKS / "params" / "paper.yaml").read_text(encoding="utf-8")
-    overrides = values_from_yaml(text, name, NOTEBOOKS / f"{name}.ipynb")
-    return {"size": "paper"} | overrides
 
 
 def reproduce(
@@ -132,8 +125,8 @@ def reproduce(
         manifest_from(place)  # one that is damaged is an error now
     runs = []
     for name in dict.fromkeys(names or known):
-        overrides = paper_parameters(name) if size == "paper" else {}
         notebook = NOTEBOOKS / f"{name}.ipynb"
+        overrides = paper_parameters(notebook) if size == "paper" else {}
         chosen = overrides | {"device": device} | typed_values(notebook, parameters or {})
         check_parameters(notebook, chosen)
         check_device(chosen["device"])

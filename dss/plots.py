@@ -106,7 +106,11 @@ def means(
             mean = rows[column].to_numpy(float)
             ends = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
             low, high = (np.where(np.isnan(end), mean, end) for end in ends)
-            style = {"color": PALETTE[i % 10], "marker": MARKERS[i % 7], "capsize": 2}
+            style = {
+                "color": PALETTE[i % len(PALETTE)],
+                "marker": MARKERS[i % len(MARKERS)],
+                "capsize": 2,
+            }
             bars = np.clip([mean - low, high - mean], 0, None)
             label_i = (names or {}).get(group, str(group))
             axis.errorbar(rows[x], mean, yerr=bars, label=label_i, **style)
@@ -173,8 +177,8 @@ def curves(
     figure, axis = plt.subplots(figsize=(4.6, 3.1))
     for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
         is_line = joined and len(rows) > 1
-        dash = ("-", "--", "-.", ":")[i % 4] if is_line else MARKERS[i % 7]
-        axis.plot(rows[x], rows[y], dash, color=PALETTE[i % 10], label=group)
+        dash = ("-", "--", "-.", ":")[i % 4] if is_line else MARKERS[i % len(MARKERS)]
+        axis.plot(rows[x], rows[y], dash, color=PALETTE[i % len(PALETTE)], label=group)
     if marks is not None:
         axis.plot(marks[x], marks[y], "o", color="black", markersize=4, label="networks")
     if L0 is not None:
@@ -232,7 +236,7 @@ def distributions(
     table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})
     n = len(panels)
     figure, axes = plt.subplots(1, n, figsize=(3.5 * n, 2.7), squeeze=False)
-    colours = {label: PALETTE[i % 10] for i, label in enumerate(labels)}
+    colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
         rows = {"data": table, "y": column, "ax": axis}

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 from scratch import made_once
 
+from dss import HOMES
+
 ASSIGNMENTS = Path(__file__).resolve().parents[1] / "notebooks" / "assignments"
 sys.path.insert(0, str(ASSIGNMENTS))
 
@@ -19,7 +21,8 @@ NAMES = sorted(path.name for path in (ASSIGNMENTS / "source").iterdir() if path.
 GROUP = 7  # of the course
 # A process that has imported all this and done nothing else: what it starts begins at once.
 SERVER = multiprocessing.get_context("forkserver")
-PRELOADED = ["dss", "matplotlib.pyplot", "nbformat", "nbgrader.apps", "pandas", "pytest", "typer"]
+PRELOADED = [f"dss.{module}" for module in set(HOMES.values()) | {"plots", "stats"}]
+PRELOADED += ["matplotlib.pyplot", "nbformat", "nbgrader.apps", "pandas", "pytest", "typer"]
 SERVER.set_forkserver_preload(PRELOADED)
 # These samples go through nbgrader in the tests: the reference, an empty notebook, what cannot be
 # run in one process, a mistake in each assignment, one that costs a second check, two choices.

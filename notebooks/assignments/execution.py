@@ -74,7 +74,7 @@ class Execute(preprocessors.Execute):
 def check_kernel() -> tuple[str, str]:
     """Whether kernels start, are of this environment, and check what they run; else points would
     say nothing."""
-    cell = nbformat.v4.new_code_cell("import dss, matplotlib")
+    cell = nbformat.v4.new_code_cell("import matplotlib.pyplot\nfrom dss import *")
     notebook = nbformat.v4.new_notebook(cells=[cell])
     client = NotebookClient(notebook, timeout=120, kernel_manager_class=Execute.manager)
     with client.setup_kernel():

@@ -31,19 +31,24 @@ PALETTE = [
     "#56b4e9",
 ]
 MARKERS = "osD^vPX"
+# Inches of a page and of one of its two columns.  A figure is drawn at the size at which it is
+# printed, so that its text has the size that it says: 8 points and more.
+PAGE, COLUMN = 7.0, 3.4
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
     "savefig.bbox": "tight",
-    "font.size": 10,
-    "axes.titlesize": 10,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
     "legend.frameon": False,
     "axes.grid": True,
     "grid.color": "0.9",
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 4.5,
     "figure.constrained_layout.use": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -61,7 +66,7 @@ def nothing(reason: str) -> Figure:
     Args:
         reason: in plain words.
     """
-    figure, axis = plt.subplots(figsize=(4.6, 1.6))
+    figure, axis = plt.subplots(figsize=(COLUMN, 1.3))
     axis.set_axis_off()
     _say(axis, reason)
     return figure
@@ -78,8 +83,12 @@ def means(
     n_columns: int = 2,
     log_x: bool = True,
     names: Mapping | None = None,
+    of_connected: Sequence[str] = ("n_beads", "normalized_length", "gradient_steps"),
 ) -> Figure:
     """Means with their 95 % intervals against `x`, a panel per column, a line per group.
+
+    A mean over connected pairs has an open mark where fewer than three in four connected: it is
+    the mean of the easier ones.
 
     Args:
         table: as `dss.stats.summarise` returns it: `<name>`, `<name>_low`, `<name>_high`.
@@ -92,11 +101,12 @@ def means(
         n_columns: panels side by side.
         log_x: whether x is on a logarithmic axis, where all its values are > 0.
         names: legend entry per value of `by`.
+        of_connected: columns whose means are over connected pairs.
     """
     if not panels:
         return nothing("no column was chosen")
     n_rows = -(-len(panels) // n_columns)
-    size = (3.5 * n_columns, 2.7 * n_rows)
+    size = (COLUMN * n_columns, 2.5 * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, squeeze=False)
     groups = list(table[by].drop_duplicates())
     log_x = log_x and _all_positive(table[x])
@@ -109,11 +119,14 @@ def means(
             style = {
                 "color": PALETTE[i % len(PALETTE)],
                 "marker": MARKERS[i % len(MARKERS)],
-                "capsize": 2,
             }
             bars = np.clip([mean - low, high - mean], 0, None)
             label_i = (names or {}).get(group, str(group))
-            axis.errorbar(rows[x], mean, yerr=bars, label=label_i, **style)
+            axis.errorbar(rows[x], mean, yerr=bars, capsize=2, label=label_i, **style)
+            if column in of_connected and "fraction" in rows:
+                few = rows.fraction.to_numpy() < 0.75
+                style |= {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
+                axis.plot(rows[x][few], mean[few], **style)
         if lines and column in lines:
             axis.axhline(lines[column], color="0.4", linestyle="--", linewidth=1)
         if log_x:
@@ -128,14 +141,17 @@ def means(
         if table[column].isna().all():
             _say(axis, "nothing was measured")
         if column == "fraction":
-            axis.set_ylim(-0.05, 1.05)
+            axis.set(ylim=(-0.05, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
         if column == "fraction" and len(groups) == 1:
+            axis.set_ylim(-0.4, 1.05)  # room for the counts, below all points
             for _, row in table.iterrows():
                 text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
-                axis.annotate(text, (row[x], -0.03), ha="center", rotation=90, fontsize=8)
+                style = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 8}
+                axis.annotate(text, (row[x], -0.37), **style)
         axis.set_ylabel(label)
-    for axis in axes[-1]:
+    for axis in axes.flat[max(0, len(panels) - n_columns) : len(panels)]:  # lowest of its column
         axis.set_xlabel(x_label)
+        axis.tick_params(labelbottom=True)
     if len(groups) > 1:
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(groups)))
@@ -174,7 +190,7 @@ def curves(
     """
     if table.empty:
         return nothing(reason)
-    figure, axis = plt.subplots(figsize=(4.6, 3.1))
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.7))
     for i, (group, rows) in enumerate(table.groupby(by, sort=False)):
         is_line = joined and len(rows) > 1
         dash = ("-", "--", "-.", ":")[i % 4] if is_line else MARKERS[i % len(MARKERS)]
@@ -235,7 +251,7 @@ def distributions(
     labels = [(names or {}).get(group, str(group)) for group in groups]
     table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})
     n = len(panels)
-    figure, axes = plt.subplots(1, n, figsize=(3.5 * n, 2.7), squeeze=False)
+    figure, axes = plt.subplots(1, n, figsize=(COLUMN * n, 2.5), squeeze=False)
     colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):
@@ -289,7 +305,8 @@ def envelopes(
     names = list(pieces.panel.unique())
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
-    size = (6.0, 3.2) if len(names) == 1 else (2.9 * n_columns, 2.3 * n_rows + 0.4)
+    width = COLUMN if len(names) == 1 else PAGE
+    size = (width, 2.0 * n_rows + 0.5)
     figure, axes = plt.subplots(
         n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False
     )
@@ -348,7 +365,7 @@ def contour_panels(
     figure, axes = plt.subplots(
         n_rows,
         n_columns,
-        figsize=(2.35 * n_columns, 2.35 * n_rows),
+        figsize=(PAGE, PAGE / n_columns * n_rows),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -391,7 +408,7 @@ def string_3d(strings: Sequence["pd.DataFrame"], titles: Sequence[str], L0: floa
         L0: colours are log10(loss / L0), blue at or below 0.
     """
     n = len(strings)
-    figure = plt.figure(figsize=(3.3 * min(n, 2) + 0.9, 3.0 * -(-n // 2)))
+    figure = plt.figure(figsize=(PAGE, 3.0 * -(-n // 2)))
     top = max(np.log10(s.loss.max() / L0) for s in strings)
     colours = {"vmin": -max(top, 0.3), "vmax": max(top, 0.3), "cmap": "coolwarm"}
     names = ["pc1", "pc2", "pc3"]
@@ -424,7 +441,7 @@ def image_rows(images: np.ndarray, titles: Sequence[str], row_labels: Sequence[s
         row_labels: of the rows.
     """
     n_rows, n_columns = images.shape[:2]
-    size = (0.68 * n_columns + 0.6, 0.68 * n_rows + 0.4)
+    size = (PAGE, PAGE / (n_columns + 1) * n_rows + 0.3)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for i in range(n_rows):
         limit = np.abs(images[i]).max()
@@ -453,7 +470,7 @@ def predictions(
     n = len(digits)
     if n == 0:
         return nothing("no digit was chosen")
-    size, heights = (1.7 * n, 3.0), [1, 1.3]
+    size, heights = (min(PAGE, 1.4 * n), 2.7), [1, 1.3]
     figure, axes = plt.subplots(2, n, figsize=size, height_ratios=heights, squeeze=False)
     for i in range(n):
         axes[0, i].imshow(digits[i], cmap="Greys")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from claims import NOT_YET
 
 from dss.provenance import notebook_sha256
 
@@ -21,6 +22,12 @@ MANIFEST = json.loads((ROOT / "figures" / "quick" / "manifest.json").read_text()
 @pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def notebook(request):
     return nbformat.read(request.param, as_version=4), request.param
+
+
+@pytest.fixture(params=[p for p in NOTEBOOKS if f"notebooks/{p.name}" not in NOT_YET], ids=str)
+def taught(request):
+    """The cells of a notebook that readers learn from; sweep_report is a tool."""
+    return nbformat.read(request.param, as_version=4).cells
 
 
 def code_cells(notebook):
@@ -45,7 +52,7 @@ def test_the_check_cell_prints_numbers_and_writes_the_manifest(notebook):
 
 def test_anatomy(notebook):
     cells = code_cells(notebook[0])
-    assert len(cells) <= 20
+    assert len([c for c in cells if "solution" not in c.metadata.get("tags", [])]) <= 20
     assert max(cell.source.count("\n") + 1 for cell in cells) <= 25
     prose = [cell for cell in notebook[0].cells if cell.cell_type == "markdown"]
     assert len(prose) >= len(cells)
@@ -94,3 +101,30 @@ def test_a_notebook_that_reads_mnist_asks_for_it(notebook):
     reads = any("dss.mnist(" in cell.source for cell in code_cells(notebook[0]))
     asked = notebook[0].metadata.get("dss", {}).get("data", [])
     assert asked == (["mnist"] if reads else [])
+
+
+def test_every_figure_has_a_caption_that_says_how_many_were_measured(taught):
+    for cell, after in zip(taught, taught[1:], strict=False):
+        if cell.cell_type == "code" and "run.figure(" in cell.source:
+            assert after.cell_type == "markdown", cell.source
+            caption = after.source.split("\n\n")[0].strip()
+            assert caption.startswith("*") and caption.endswith("*"), after.source
+            assert len(caption.split()) >= 15, caption
+
+
+def test_every_prediction_is_taken_up_again(taught):
+    prose = "\n".join(cell.source for cell in taught if cell.cell_type == "markdown")
+    asked = prose.count("**Predict")
+    assert asked and asked == prose.count("<summary>Your prediction")
+
+
+def test_a_notebook_ends_with_two_exercises_whose_solutions_are_folded_and_checked(taught):
+    heads = [k for k, cell in enumerate(taught) if cell.source.startswith("## Exercises")]
+    assert len(heads) == 1
+    last = taught[heads[0] + 1 :]
+    solutions = [cell for cell in last if cell.cell_type == "code"]
+    assert len(solutions) == 2
+    for cell in solutions:
+        assert set(cell.metadata["tags"]) >= {"solution", "hide-cell"}
+        assert cell.metadata["jupyter"]["source_hidden"]
+        assert "assert " in cell.source

@@ -14,8 +14,10 @@ import nbformat
 import pandas as pd
 import pytest
 from classes import SERVER
+from printing import unreadable
 
 from dss.parameters import check_parameters, declared_parameters
+from dss.results import Results
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ROOT / "figures" / "quick"
@@ -101,8 +103,9 @@ def run(name, values, folder):
     process = SERVER.Process(target=_run, args=(theirs, name, values | {"out": str(folder)}))
     process.start()
     theirs.close()  # so that its death is an EOFError here
-    printed, error = ours.recv()
+    printed, error, faults = ours.recv()
     process.join()
+    assert not faults, faults
     return printed, error
 
 
@@ -110,6 +113,13 @@ def _run(end, name, values):
     import matplotlib
 
     matplotlib.use("Agg")
+    faults, save = [], Results.figure
+
+    def save_readable(results, figure, name):
+        faults.extend(f"{name}: {fault}" for fault in unreadable(figure))
+        return save(results, figure, name)
+
+    Results.figure = save_readable  # in this process only
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     variables, printed, error = {"__name__": "__main__"}, io.StringIO(), ""
     with contextlib.redirect_stdout(printed):
@@ -121,7 +131,7 @@ def _run(end, name, values):
                         variables |= values
         except Exception:
             error = traceback.format_exc()
-    end.send((printed.getvalue(), error))
+    end.send((printed.getvalue(), error, faults))
 
 
 def header(path):

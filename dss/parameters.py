@@ -310,7 +310,7 @@ def _objection(parameter: Parameter, value) -> str:
         twice = [v for i, v in enumerate(entries) if v in entries[:i]]
         if not twice or holds is None or "may repeat" in parameter.range:
             return ""
-        return f"{twice[0]!r} is there twice"
+        return f"{twice[0]!r} is there twice; allowed: {parameter.range}, no entry twice"
     return f"allowed: {parameter.range}" + ("" if entries else ", at least one entry")
 
 

@@ -135,10 +135,13 @@ def means(
             _plain_ticks(axis.xaxis, (1, 2, 5) if narrow else (1,))
             if table[x].nunique() <= 4:
                 axis.set_xticks(table[x].unique())
+            if table[x].nunique() == 1:  # limits of one point are none
+                axis.set_xlim(table[x].min() / 2, table[x].max() * 2)
         if column in log and _all_positive(table[column]):
             axis.set_yscale("log")
             _plain_ticks(axis.yaxis, (1, 2, 5))
         if table[column].isna().all():
+            axis.set_yticks([])
             _say(axis, "nothing was measured")
         if column == "fraction":
             axis.set(ylim=(-0.05, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
@@ -506,25 +509,52 @@ def _plain_ticks(axis, steps: Sequence[int]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def mark(figure: Figure, value: float, text: str, place: float, vertical: bool = False) -> Figure:
+def mark(
+    figure: Figure,
+    value: float,
+    text: str,
+    place: float,
+    vertical: bool = False,
+    bottom: float | None = None,
+) -> Figure:
     """A dashed line where something is known from elsewhere; none where nothing is drawn.
 
     Args:
-        figure: its first panel gets the line.
+        figure: its first panel gets the line, and is made wide enough for it.
         value: where the line stands.
-        text: its name.
-        place: of the name, along the line.
+        text: its name, on the side of the line where there is room.
+        place: of the name along the line, as a fraction of its length.
         vertical: whether the line is vertical.
+        bottom: where the vertical axis begins.
     """
     axis = figure.axes[0]
-    if axis.axison:
-        line = axis.axvline if vertical else axis.axhline
-        line(value, color="0.3", linestyle="--", linewidth=1)
-        at, shift = ((value, place), (-3, 0)) if vertical else ((place, value), (0, -3))
-        side = {"ha": "right", "va": "center"} if vertical else {"ha": "left", "va": "top"}
-        style = {"xytext": shift, "textcoords": "offset points", "color": "0.3"}
-        axis.annotate(text, at, **style, **side)
+    if not axis.axison:
+        return figure
+    line, of = (axis.axvline, axis.xaxis) if vertical else (axis.axhline, axis.yaxis)
+    low, high = of.get_view_interval()
+    if not low <= value <= high:
+        axis.autoscale(axis="x" if vertical else "y")
+    line(value, color="0.3", linestyle="--", linewidth=1)
+    if bottom is not None:
+        axis.set_ylim(bottom, None)
+    is_far = _fraction(of, value) > 0.2  # from the other axis: there is room between the two
+    shift = -3 if is_far else 3
+    if vertical:
+        at, offset, along = (value, place), (shift, 0), axis.get_xaxis_transform()
+        side = {"ha": "right" if is_far else "left", "va": "center"}
+    else:
+        at, offset, along = (place, value), (0, shift), axis.get_yaxis_transform()
+        side = {"ha": "left", "va": "top" if is_far else "bottom"}
+    where = {"xycoords": along, "textcoords": "offset points", "xytext": offset}
+    axis.annotate(text, at, color="0.3", **where, **side)
     return figure
+
+
+def _fraction(axis, value: float) -> float:
+    """Where a value stands on an axis: 0 at its beginning, 1 at its end."""
+    points = np.array([*axis.get_view_interval(), value], float)
+    begin, end, at = axis.get_transform().transform(points)
+    return float((at - begin) / (end - begin))
 
 
 def integer_axis(figure: Figure) -> Figure:

@@ -29,11 +29,13 @@ SETTINGS = {
     "00_start_here": [
         {"max_depth": 0, "n_t": 4, "alpha": 1},
         {"max_depth": 1, "n_t": 3, "seed": 4294967295},
+        {"alpha": 1e-9, "max_steps": 10},
     ],
     "01_definitions": [
         {"max_depth": 0, "n_t": 4, "alpha": 1},
         {"max_depth": 1, "n_t": 3, "L0": 0.041, "lr": 0.1, "seed": 4294967295},
         {"L0": 10, "n_t": 34},
+        {"alpha": 1e-9, "max_steps": 1, "max_depth": 20},
     ],
     "02_quad": [
         {"n_pairs": 1, "n_pairs_losses": 1, "L0": [0.01], "L0_mae": [0.05], "L0_huber": [0.01],
@@ -47,6 +49,7 @@ SETTINGS = {
         {"n_pairs": 1, "L0": [2.0], "L0_error": [0.7], "max_depth": 0, "n_t": 4, "n_eval": 1},
         {"n_pairs": 2, "L0": [1.5, 2.0], "L0_error": [1], "max_depth": 1, "n_t": 3, "n_eval": 20,
          "alpha": 1, "seed": 4294967295},
+        {"n_pairs": 1, "L0": [1e-9], "L0_error": [1e-6], "n_eval": 10, "max_steps": 1},
     ],
     "04_alpha": [
         {"n_pairs": 1, "alphas": [0.7], "L0_curvature": [0.01], "max_depth": 1, "n_t": 4},
@@ -67,6 +70,8 @@ SETTINGS = {
          "L0_mnist": 1.0, "n_eval": 10, "n_eval_cnn": 10, "budget": 1},
         {"n_pairs": 2, "L0": [0.01, 0.02], "L0_sigmoid": 1000, "n_coarse": 2, "n_t_coarse": 4,
          "L0_mnist": 1000, "n_eval": 1, "n_eval_cnn": 1, "budget": 64, "seed": 4294967295},
+        {"n_pairs": 1, "L0": [1e-9], "L0_sigmoid": 1e-9, "n_coarse": 1, "n_t_coarse": 3,
+         "L0_mnist": 1e-9, "n_eval": 10, "n_eval_cnn": 10, "budget": 1, "max_steps": 1},
     ],
     "07_disconnections": [
         {"n_pairs": 1, "L0_swap": [0.1], "widths": [3], "sigmas": [0.3], "L0_clusters": [0.55],
@@ -81,6 +86,9 @@ SETTINGS = {
         {"n_pairs": 2, "n_points": 100, "L0_quadratic": [0.15, 0.3], "L0_cubic": [1000],
          "L0_check_quadratic": 1000, "L0_check_cubic": 0.32, "n_check": 1, "L0_mnist": [0.95, 1],
          "n_pairs_mnist": [1, 2], "n_eval": 20, "check_every": 7, "seed": 4294967},
+        {"n_pairs": 1, "n_points": 10_000, "L0_quadratic": [1e-9], "L0_cubic": [1e-9],
+         "L0_check_quadratic": 1e-9, "L0_check_cubic": 1e-9, "n_again": 1, "max_steps": 1,
+         "L0_mnist": [1e-6, 0.01], "n_pairs_mnist": [1, 1], "n_eval": 10, "max_steps_mnist": 1},
     ],
     "sweep_report": [
         {"table": str(QUICK / "sweep_report_rows.csv"), "seed": 4294967293, "log_x": True},
@@ -179,7 +187,36 @@ def test_a_report_ends_with_its_figures_whatever_the_sweep_gave(case, tmp_path):
 def test_what_is_out_of_range_is_refused_before_anything_is_computed(name, value, tmp_path):
     printed, error = run("02_quad", {name: value}, tmp_path)
     assert f"ValueError: 02_quad: {name} is {value!r}" in error
+    assert "allowed: " in error
     assert printed == "" and not list(tmp_path.iterdir())
+
+
+def ranges_by_name():
+    """What each parameter may be, from all notebooks but the landscapes of 01: name -> ranges."""
+    ranges = {}
+    for notebook in NOTEBOOKS:
+        if notebook.stem != "01_definitions":
+            for name, parameter in declared_parameters(notebook).items():
+                ranges.setdefault(name, set()).add(parameter.range)
+    return ranges
+
+
+def test_one_quantity_has_one_range():
+    ranges = ranges_by_name()
+    for name in ("alpha", "device", "lr", "max_depth", "max_steps", "n_eval", "n_t", "size"):
+        assert len(ranges[name]) == 1, f"{name}: {ranges[name]}"
+    for name, stated in ranges.items():
+        if name.startswith("L0"):
+            starts = ("in [1e-09, ", "in [1e-06, 1]")  # losses, error rates
+            assert all(r.removeprefix("each ").startswith(starts) for r in stated), name
+
+
+def test_every_search_can_be_cut_short():
+    """At a target that no network reaches, only the most gradient steps end a descent."""
+    for notebook in NOTEBOOKS:
+        known = declared_parameters(notebook)
+        is_searching = any(name == "alpha" or name.startswith("L0") for name in known)
+        assert "max_steps" in known or not is_searching, notebook.stem
 
 
 def test_every_notebook_is_tried():

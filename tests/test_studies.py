@@ -110,6 +110,36 @@ def test_many_groups_and_means_of_nought_are_drawn(tmp_path):
     plots.plt.close("all")
 
 
+@pytest.mark.parametrize("x", [1, 256, 1e-6])
+def test_a_single_point_stands_in_the_middle_of_every_panel(x, tmp_path):
+    row = {"width": x, "case": "a", "n_beads": 3.0, "n_beads_low": 2.0, "n_beads_high": 4.0}
+    table = pd.DataFrame([row | {"length": 1.0, "length_low": 1.0, "length_high": 1.0}])
+    figure = plots.means(table, "width", {"n_beads": "beads", "length": "length"}, "case", "x")
+    figure.savefig(tmp_path / "one.png")
+    for axis in figure.axes:
+        assert axis.get_xlim() == (x / 2, 2 * x)
+    plots.plt.close(figure)
+
+
+@pytest.mark.parametrize("value", [1e-3, 0.2, 0.5, 50.0])
+@pytest.mark.parametrize("vertical", [False, True])
+def test_a_marked_line_and_its_name_are_inside(value, vertical, tmp_path):
+    row = {"L0": 0.2, "case": "a", "fraction": 0.2, "fraction_low": 0.1, "fraction_high": 0.3}
+    table = pd.DataFrame([row | {"n_connected": 1, "n_pairs": 5}])
+    drawn = plots.means(table, "L0", {"fraction": "fraction"}, "case", "L0", n_columns=1)
+    if not vertical:
+        drawn = plots.curves(table, "L0", "fraction", "case", "L0", "fraction")
+    figure = plots.mark(drawn, value, "here", place=0.1, vertical=vertical)
+    figure.savefig(tmp_path / "marked.png")
+    axis, (name,) = figure.axes[0], [t for t in figure.axes[0].texts if t.get_text() == "here"]
+    low, high = axis.get_xlim() if vertical else axis.get_ylim()
+    assert low <= value <= high
+    inside = axis.get_window_extent()
+    assert inside.contains(*name.get_window_extent().min)
+    assert inside.contains(*name.get_window_extent().max)
+    plots.plt.close(figure)
+
+
 def test_the_style_is_set_when_it_is_asked_for_and_not_before():
     with plots.plt.rc_context():
         plots.plt.rcdefaults()

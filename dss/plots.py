@@ -100,7 +100,7 @@ def means(
         lines: height of a dashed reference line per column.
         n_columns: panels side by side.
         log_x: whether x is on a logarithmic axis, where all its values are > 0.
-        names: legend entry per value of `by`.
+        names: legend entry per value of `by`; with them a single line has a legend too.
         of_connected: columns whose means are over connected pairs.
     """
     if not panels:
@@ -127,7 +127,7 @@ def means(
                 few = rows.fraction.to_numpy() < 0.75
                 style |= {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
                 axis.plot(rows[x][few], mean[few], **style)
-        if lines and column in lines:
+        if lines and column in lines and table[column].notna().any():
             axis.axhline(lines[column], color="0.4", linestyle="--", linewidth=1)
         if log_x:
             axis.set_xscale("log")
@@ -155,7 +155,7 @@ def means(
     for axis in axes.flat[max(0, len(panels) - n_columns) : len(panels)]:  # lowest of its column
         axis.set_xlabel(x_label)
         axis.tick_params(labelbottom=True)
-    if len(groups) > 1:
+    if len(groups) > 1 or (groups and names):
         handles, labels = axes.flat[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=min(4, len(groups)))
     for axis in axes.flat[len(panels) :]:
@@ -415,7 +415,11 @@ def string_3d(strings: Sequence["pd.DataFrame"], titles: Sequence[str], L0: floa
     top = max(np.log10(s.loss.max() / L0) for s in strings)
     colours = {"vmin": -max(top, 0.3), "vmax": max(top, 0.3), "cmap": "coolwarm"}
     names = ["pc1", "pc2", "pc3"]
-    limits = [(min(s[n].min() for s in strings), max(s[n].max() for s in strings)) for n in names]
+    points = np.concatenate([s[names].to_numpy(float) for s in strings])
+    low, high = points.min(axis=0), points.max(axis=0)
+    least = 0.01 * max((high - low).max(), 1e-9)  # what is smaller is rounding: a straight line
+    spare = np.clip(least - (high - low), 0, None) / 2
+    limits = list(zip(low - spare, high + spare, strict=True))
     axes = []
     for i, (string, title) in enumerate(zip(strings, titles, strict=True)):
         axis = figure.add_subplot(-(-n // 2), min(n, 2), i + 1, projection="3d")
@@ -502,9 +506,18 @@ def _say(axis, text: str) -> None:
     axis.text(0.5, 0.5, text, color="0.4", **where)
 
 
+class _LogTicks(LogLocator):
+    """Ticks on a logarithmic axis, of which LogLocator has none where decades are very many."""
+
+    def tick_values(self, vmin, vmax):
+        ticks = super().tick_values(vmin, vmax)
+        inside = (ticks >= vmin) & (ticks <= vmax)
+        return ticks if inside.any() else LogLocator(numticks=6).tick_values(vmin, vmax)
+
+
 def _plain_ticks(axis, steps: Sequence[int]) -> None:
     """Label a logarithmic axis 0.1, 0.2, 0.5, 1 and not 2 x 10^-1."""
-    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_locator(_LogTicks(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 

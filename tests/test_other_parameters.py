@@ -64,6 +64,7 @@ SETTINGS = {
          "max_depth": 0, "seed": 4294967295},
         {"n_pairs": 2, "L0": [1000, 1e-9], "widths": [2], "L0_width": 1e-9, "max_depth": 2,
          "max_steps": 1, "lr": 1, "n_t": 3},
+        {"n_pairs": 1, "L0": [1e-9], "widths": [1], "L0_width": 1e-9, "max_steps": 1},
     ],
     "06_certificates": [
         {"n_pairs": 1, "L0": [0.02], "L0_sigmoid": 0.1, "n_coarse": 1, "n_t_coarse": 3,

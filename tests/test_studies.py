@@ -118,6 +118,29 @@ def test_a_single_point_stands_in_the_middle_of_every_panel(x, tmp_path):
     figure.savefig(tmp_path / "one.png")
     for axis in figure.axes:
         assert axis.get_xlim() == (x / 2, 2 * x)
+    assert not figure.legends, "nothing tells one line from others"
+    figure = plots.means(table, "width", {"n_beads": "beads"}, "case", "x", names={"a": "connect"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["connect"]
+    plots.plt.close("all")
+
+
+def test_a_logarithmic_axis_has_ticks_however_far_it_reaches(tmp_path):
+    table = pd.DataFrame({"x": [0.0, 1.0], "loss": [0.03, 0.04], "path": "string"})
+    for L0 in (1e-9, 0.03, 1000):
+        figure = plots.curves(table, "x", "loss", "path", "x", "loss", L0, log_y=True)
+        figure.savefig(tmp_path / "far.png")
+        axis = figure.axes[0]
+        low, high = axis.get_ylim()
+        assert sum(low <= tick <= high for tick in axis.get_yticks()) >= 2
+        plots.plt.close(figure)
+
+
+def test_a_straight_line_looks_straight_in_three_dimensions():
+    rounding = {"pc2": [1e-8, -1e-8, 0], "pc3": [0, 2e-8, 0]}
+    line = pd.DataFrame({"pc1": [-1, 0, 1.0], "loss": 0.1, "is_network": True} | rounding)
+    figure = plots.string_3d([line], ["depth 0"], 0.1)
+    for low, high in (figure.axes[0].get_ylim(), figure.axes[0].get_zlim()):
+        assert high - low > 0.01
     plots.plt.close(figure)
 
 

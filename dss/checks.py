@@ -59,6 +59,22 @@ def check_whole(value, name: str, least: int, most: int | None = None) -> int:
     return int(plain)
 
 
+def check_counts(**counts) -> None:
+    """Raise TypeError or ValueError for what is neither None nor a whole number >= 1."""
+    for name, value in counts.items():
+        if value is not None:
+            check_whole(value, name, 1)
+
+
+def check_assertions(where: str) -> None:
+    """Raise RuntimeError where Python runs without assertions (`-O`, PYTHONOPTIMIZE)."""
+    if not __debug__:
+        raise RuntimeError(
+            f"assertions are off in {where}, so that no check in it would be one; start it without "
+            "-O and without PYTHONOPTIMIZE"
+        )
+
+
 def check_number(value, name: str, allowed: Callable[[float], bool], needed: str) -> float:
     """`value` as a float.
 

@@ -158,6 +158,8 @@ def typed_values(notebook: Path, values: Mapping, several: bool = False) -> dict
     for name, value in values.items():
         kind = known[name].type if name in known else "object"
         if isinstance(value, Text) and several:
+            if value.rstrip().endswith(","):
+                raise ValueError(f"{name}={value} ends with a comma; a value is missing there")
             value = value_from_text(name, f"[{value}]", f"list[{kind}]")
         elif isinstance(value, Text):
             value = value_from_text(name, value, kind)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dss.checks import check_assertions
 from dss.files import write
 from dss.given import folder_from, manifest_from
 from dss.parameters import check_parameters, declared_parameters, paper_parameters
@@ -75,11 +76,7 @@ class Results:
         timings: Collection[str] = (),
         prefix: str | None = None,
     ):
-        if not __debug__:
-            raise RuntimeError(
-                "assertions are off in this kernel, so that no check of the notebook would be one; "
-                "start it without -O and without PYTHONOPTIMIZE"
-            )
+        check_assertions("this kernel")
         plain = (bool, int, float, str, list, type(None))
         self.parameters = {
             name: value

@@ -55,7 +55,7 @@ ONLY = {
     "plots": set(),
     "stats": set(),
     "strings": {"checks", "files", "status", "theta"},
-    "runs.grid": set(),
+    "runs.grid": {"checks"},
     "runs.compare": {"given"},
     "runs.kernels": set(),
 }

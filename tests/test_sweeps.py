@@ -179,6 +179,23 @@ def test_a_grid_with_nothing_to_run_or_something_twice_is_refused(grid, message)
         dss.sweep(double, grid)
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [({"jobs": 0}, "jobs is 0"), ({"jobs": 1, "client": object()}, "one is needed")],
+)
+def test_where_a_function_runs_is_checked_first(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        dss.sweep(double, {"i": [1]}, **arguments)
+
+
+def test_a_function_whose_assertions_are_off_is_not_called():
+    code = "from dss.runs.grid import call_at, sweep\nprint(call_at(print, {}))\n"
+    code += "sweep(print, {'x': [1]})"
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert "RuntimeError: assertions are off in this process" in done.stderr
+    assert done.stdout.startswith("([{}], 'RuntimeError: assertions are off in this worker")
+
+
 def test_a_table_holds_what_one_type_cannot(tmp_path):
     parts = {"a": "x,error\n1,0.5\n", "b": "x,error\none,0.25\n"}
     for key, text in parts.items():
@@ -421,7 +438,10 @@ GOOD = ["--grid", "alpha=1,2"]
         ([*GOOD, "-p", "alpha=3"], "alpha: both fixed and in the grid"),
         (["--grid", "out=a,b"], "out is the sweep's own: every job has a folder; use --out"),
         ([*GOOD, "-p", "out=a"], "out is the sweep's own"),
-        ([*GOOD, "--jobs", "0"], "jobs is 0; at least 1 is needed"),
+        ([*GOOD, "--jobs", "0"], "jobs is 0; a whole number >= 1 is needed"),
+        ([*GOOD, "--cell-timeout", "0"], "cell_timeout is 0; a whole number >= 1 is needed"),
+        ([*GOOD, "--table", ""], "the name of the table is empty"),
+        (["--grid", "alpha=1,"], "alpha=1, ends with a comma; a value is missing"),
         ([*GOOD, "--jobs", "2", "--scheduler", "tcp://127.0.0.1:9"], "--jobs starts processes"),
     ],
 )
@@ -436,6 +456,17 @@ def test_a_label_that_would_not_be_true_is_refused(tmp_path):
     for option in ("--grid", "-p"):
         result = command("05_depth", "--grid", "seed=1", option, "size=paper", "--out", tmp_path)
         assert result.exit_code == 1 and "size is a label" in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_that_is_not_there_is_refused_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for arguments in (["seed=1", "-p", "device=cuda"], ["device=cpu,cuda"]):
+        result = command("05_depth", "--grid", *arguments, "--out", tmp_path)
+        assert (
+            result.output
+            == "dss: device is 'cuda', and torch finds no CUDA here; allowed: auto, cpu\n"
+        )
     assert not list(tmp_path.iterdir())
 
 

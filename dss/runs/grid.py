@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from dss.checks import check_assertions, check_counts
+
 if TYPE_CHECKING:
     import pandas as pd
     from distributed import Client, LocalCluster
@@ -41,11 +43,15 @@ def sweep(
 
     Raises:
         ValueError: an empty grid, values that are not a list, a value twice, or a name that the
-            table needs.
-        RuntimeError: the scheduler was lost.
+            table needs; jobs < 1, or both client and jobs.
+        RuntimeError: the scheduler was lost, or Python runs without assertions.
     """
     import pandas as pd
 
+    check_assertions("this process")
+    check_counts(jobs=jobs)
+    if client is not None and jobs is not None:
+        raise ValueError("jobs starts processes here, client uses others; one is needed")
     grid = check_points(grid)
     call = partial(call_at, function)
     if client is None and jobs is None:
@@ -94,6 +100,7 @@ def call_at(function: Callable, point: Mapping) -> tuple[list[dict], str]:
     import pandas as pd
 
     try:
+        check_assertions("this worker")
         result = function(**point)
         if isinstance(result, pd.DataFrame):
             result = result.to_dict("records")

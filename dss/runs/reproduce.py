@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from dss.checks import check_counts
 from dss.files import write
 from dss.given import folder_from, json_from, manifest_from
 from dss.parameters import check_parameters, paper_parameters, typed_values
@@ -101,7 +102,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown notebook, size or parameter, `out` is no folder, a damaged
-            manifest, or jobs < 1, before anything runs.
+            manifest, or jobs or cell_timeout < 1, before anything runs.
         KeyboardInterrupt: Ctrl-C; kernels are ended first, and their checkpoints stay.
     """
     known = notebook_names()
@@ -114,8 +115,7 @@ def reproduce(
         raise ValueError(f"{own} is no parameter to override here; use --{own}")
     if save_outputs and (parameters or size != "quick"):
         raise ValueError("outputs are committed at quick size with the default parameters only")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs is {jobs}; at least 1 is needed")
+    check_counts(jobs=jobs, cell_timeout=cell_timeout)
     if cell_timeout is None and size == "quick":
         cell_timeout = 600
     is_elsewhere = out is not None

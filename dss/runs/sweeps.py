@@ -16,11 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dss.checks import check_counts
 from dss.files import write
 from dss.given import folder_from, json_from, manifest_from, path_from
 from dss.parameters import check_parameters, declared_parameters, typed_values
 from dss.provenance import environment
-from dss.results import CHECKPOINTS
+from dss.results import CHECKPOINTS, check_device
 from dss.runs.execute import (
     NOTEBOOKS,
     execute,
@@ -101,7 +102,8 @@ def sweep_notebook(
 
     Raises:
         ValueError: an unknown notebook, parameter or table, a value of another type or not plain
-            JSON, a name in both grid and parameters, `out` is no folder.
+            JSON, a name in both grid and parameters, `out` is no folder, jobs or cell_timeout < 1,
+            or cuda on this machine where torch finds none.
         RuntimeError: another sweep works in `out`, or the scheduler was lost.
         OSError: `out` cannot be written.
     """
@@ -124,8 +126,12 @@ def sweep_notebook(
     if reserved := set(REPORTED) & set(fixed):
         names = ", ".join(reserved)
         raise ValueError(f"{names}: a column of every table; it cannot be a parameter")
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs is {jobs}; at least 1 is needed")
+    check_counts(jobs=jobs, cell_timeout=cell_timeout)
+    if table is not None and not table.strip():
+        raise ValueError("the name of the table is empty; without one the first is taken")
+    if client is None:  # its workers may have what is not here
+        for device in [fixed.get("device"), *grid.get("device", [])]:
+            check_device(device)
     fetch_data([path])
     usual = NOTEBOOKS.parent / "runs" / "sweeps" / path.stem
     out = folder_from(usual if out is None else out, "--out")

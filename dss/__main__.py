@@ -11,9 +11,9 @@ def main() -> None:
             sys.exit(
                 f"dss: {name} is missing; install the notebooks extra: pip install .[notebooks]"
             )
-    from dss.commands import app
+    from dss.commands import app, run
 
-    app(prog_name="dss")
+    run(app, "dss")
 
 
 if __name__ == "__main__":

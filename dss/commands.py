@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -47,7 +48,7 @@ def data() -> None:
     """Fetch MNIST into data/ and check it byte for byte."""
     from dss.data import ensure_mnist
 
-    with _errors_told():
+    with errors_told():
         typer.echo(f"MNIST is complete in {ensure_mnist()}")
 
 
@@ -71,7 +72,7 @@ def reproduce(
     from dss.runs import reproduce as runs
 
     after = "stopped; finished notebooks are in place, and the same command goes on"
-    with _errors_told(after):
+    with errors_told(after):
         outcomes = runs.reproduce(
             names=list(names or []),
             size=size.value,
@@ -117,7 +118,7 @@ def verify(
     """Run notebooks again, elsewhere, and compare every table with the committed one."""
     from dss.runs import verify as runs
 
-    with _errors_told("stopped; nothing was changed"):
+    with errors_told("stopped; nothing was changed"):
         columns = runs.verify(
             names=list(names or []),
             size=size.value,
@@ -172,7 +173,7 @@ def sweep(
 
     again = "the same command" + (" (without --force)" if force else "") + " goes on"
     there = "; jobs that began on its workers run to their end" if scheduler else ""
-    with _errors_told(f"stopped; what is finished stays, and {again}{there}"):
+    with errors_told(f"stopped; what is finished stays, and {again}{there}"):
         if scheduler is not None and jobs is not None:
             raise ValueError("--jobs starts processes here, --scheduler uses others: one")
         with _client_of(scheduler) as client:
@@ -217,7 +218,7 @@ def check_certificate(
     from dss.proofs.certify import Certificate
     from dss.proofs.checker import check_certificate as check
 
-    with _errors_told():
+    with errors_told():
         path_from(file, "FILE")
         if string is not None:
             path_from(string, "--string")
@@ -236,18 +237,28 @@ def check_certificate(
 
 
 @contextmanager
-def _errors_told(after_interrupt: str = "stopped") -> Iterator[None]:
+def errors_told(after_interrupt: str = "stopped", name: str = "dss") -> Iterator[None]:
     """An expected error becomes one line and exit status 1; Ctrl-C a line and 130, SIGTERM 143."""
     try:
-        with _terminated_as_interrupted():
+        with terminated_as_interrupted():
             yield
+    except typer.Exit:
+        raise
     except RecursionError:
-        _fail("what was given is nested too deeply")
+        _fail("what was given is nested too deeply", name)
     except (ValueError, RuntimeError, OSError) as error:
-        _fail(error)
+        _fail(error, name)
     except KeyboardInterrupt as interrupt:
-        typer.echo(f"\ndss: {after_interrupt}", err=True)
+        typer.echo(f"\n{name}: {after_interrupt}", err=True)
         raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
+
+
+def run(commands: typer.Typer, name: str) -> None:
+    """Run a command line; what it says may meet a full disk, too."""
+    try:
+        commands(prog_name=name)
+    except OSError as error:
+        sys.exit(f"{name}: {error}")
 
 
 class Terminated(KeyboardInterrupt):
@@ -255,7 +266,7 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
+def terminated_as_interrupted() -> Iterator[None]:
     """In the block the first SIGTERM raises `Terminated` in the main thread; others are ignored."""
 
     def terminate(*_) -> None:
@@ -272,8 +283,8 @@ def _terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def _fail(error) -> None:
-    typer.echo(f"dss: {error}", err=True)
+def _fail(error, name: str = "dss") -> None:
+    typer.echo(f"{name}: {error}", err=True)
     raise typer.Exit(1)
 
 

@@ -1,12 +1,19 @@
 """What is released holds no solution, what would do harm is refused, and nothing is lost."""
 
+import os
 import shutil
+import signal
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
 
 import classroom
 import execution
 import pandas as pd
 import pytest
 from classes import GROUP, NAMES, release_of, samples, source
+from scratch import wait_for
 from typer.testing import CliRunner
 
 slow = pytest.mark.slow
@@ -140,6 +147,71 @@ def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, 
     assert table.digest.to_dict() == {"ada": "", "bob": digests["bob"]}
     with pytest.raises(KeyboardInterrupt):
         classroom.grades(tmp_path)
+
+
+ENDLESS = """
+import sys
+sys.path.insert(0, {place!r})
+import time
+from pathlib import Path
+import classroom
+
+def endless():
+    try:
+        Path("begun").touch()
+        time.sleep(600)
+    finally:
+        Path("ended").touch()  # as a kernel is, by what started it
+
+app = classroom.typer.Typer(pretty_exceptions_enable=False)
+
+@app.command()
+@classroom.errors_told(name="classroom")
+def grade():
+    classroom.apart(1, {{"one": (endless,), "next": (endless,)}}, Path())
+
+app()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_is_being_graded(tmp_path, number):
+    code = ENDLESS.format(place=str(Path(classroom.__file__).parent))
+    # Where something was started in the background Ctrl-C is ignored from its beginning.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-c", code]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, preexec_fn=heed)
+    wait_for((tmp_path / "begun").exists, "process that grades")
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 128 + number and "classroom: stopped" in said, said
+    assert (tmp_path / "ended").exists() and "Traceback" not in said
+    assert not (tmp_path / "logs" / "next.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, status, message",
+    [
+        (["release", "/dev/null/below"], 1, "classroom: "),
+        (["demonstrate", "made", "--jobs", "0"], 2, "greater than or equal to 1"),
+    ],
+)
+def test_a_slip_is_told_without_a_traceback(arguments, status, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(classroom.app, arguments)
+    assert result.exit_code == status and message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a disk that is always full")
+@pytest.mark.parametrize("program", [["-m", "dss"], [classroom.__file__]])
+def test_a_report_that_meets_a_full_disk_is_told(program):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, *program, "--help"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and "No space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @slow

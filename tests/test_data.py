@@ -207,3 +207,10 @@ def test_polynomial_samples_are_one_fixed_sample_per_seed():
     assert x.shape == y.shape == (50, 1)
     expected = [0.1 + 0.25 * v + 0.5 * v**2 for v in x.flatten().tolist()]
     assert y.flatten().tolist() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("place", [" ", "s3://bucket", "/dev/null", "/dev/null/below"])
+def test_a_place_that_holds_no_data_is_refused(monkeypatch, place):
+    monkeypatch.setenv("DSS_DATA", place)
+    with pytest.raises(ValueError, match="DSS_DATA is "):
+        data.ensure_mnist()

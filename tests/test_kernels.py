@@ -12,7 +12,7 @@ import pytest
 from scratch import write_notebook
 
 from dss.runs.execute import execute
-from dss.runs.kernels import OtherKernel, OwnKernel
+from dss.runs.kernels import OtherKernel, OwnKernel, Scratch
 
 
 @pytest.fixture
@@ -40,6 +40,41 @@ def run(folder, *cells):
 def test_what_a_user_has_set_up_does_not_reach_a_notebook(own_setup, tmp_path):
     error = run(tmp_path, "assert False, f\"changed: {'changed' in globals()}\"")
     assert error == "cell [2]: AssertionError: changed: False"
+
+
+def test_what_is_set_up_for_everybody_does_not_reach_a_notebook(tmp_path, monkeypatch):
+    """`/etc/ipython`, or `etc/ipython` of the environment: another folder stands for them here."""
+    (tmp_path / "startup").mkdir()
+    (tmp_path / "startup" / "00-ours.py").write_text("changed = True\n")
+    (tmp_path / "sitecustomize.py").write_text(
+        "from IPython.core import application\n"
+        f"application.SYSTEM_CONFIG_DIRS.append({str(tmp_path)!r})\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    error = run(tmp_path, "assert False, f\"changed: {'changed' in globals()}\"")
+    assert error == "cell [2]: AssertionError: changed: False"
+
+
+def test_a_relative_folder_of_data_is_the_same_in_a_kernel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DSS_DATA", "mine")
+    (tmp_path / "notebooks").mkdir()
+    error = run(tmp_path / "notebooks", "import dss.data", "assert False, dss.data.data_root()")
+    assert error == f"cell [3]: AssertionError: {tmp_path / 'mine'}"
+
+
+def test_what_a_killed_process_has_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, young, other = (tmp_path / f"dss-{name}" for name in ("kernel-1", "kernel-2", "verify-1"))
+    for folder in (left, young, other):
+        folder.mkdir()
+    with Scratch("kernel") as used:
+        for folder in (left, other, used):
+            os.utime(folder, (0, 0))
+        with Scratch("kernel") as new:
+            found = {path.name for path in tmp_path.iterdir()}
+            assert found == {young.name, other.name, Path(used).name, Path(new).name}
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, other.name}
 
 
 def test_another_copy_of_dss_in_the_kernel_is_refused(tmp_path, monkeypatch):

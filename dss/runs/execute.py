@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -163,7 +162,9 @@ def _kernel_settings(transport: str) -> Iterator["Config"]:
     """
     from traitlets.config import Config
 
-    with tempfile.TemporaryDirectory(prefix="dss-") as folder:
+    from dss.runs.kernels import Scratch
+
+    with Scratch("kernel") as folder:
         settings = {"connection_file": f"{folder}/kernel.json"}
         if transport == "ipc" and os.name == "posix" and len(folder) < 80:
             settings |= {"transport": "ipc", "ip": f"{folder}/kernel"}

@@ -1,7 +1,6 @@
 """Running notebooks again and comparing every table with the committed one."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from dss.given import folder_from
 from dss.provenance import PROJECT
 from dss.runs.compare import by_notebook, compare_notebooks, difference
+from dss.runs.kernels import Scratch
 from dss.runs.reproduce import Outcome, reproduce
 
 
@@ -50,7 +50,7 @@ def verify(
             known = ", ".join(before)
             raise ValueError(f"there is nothing of {name!r} in {folder}; there is of: {known}")
     names = names or list(before)
-    with tempfile.TemporaryDirectory(prefix="dss-verify-") as scratch:
+    with Scratch("verify") as scratch:
         outcomes = reproduce(
             names, size, device=device, out=scratch, cell_timeout=cell_timeout, jobs=jobs
         )

@@ -1,7 +1,6 @@
 """How student code is run: outputs are cut as they arrive; in a sandbox, where there is one."""
 
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from nbclient import NotebookClient
 from nbgrader import preprocessors
 
 import dss
-from dss.runs.kernels import OwnKernel, refuse_other
+from dss.runs.kernels import OwnKernel, Scratch, refuse_other
 
 # Characters that are kept of what a cell writes, in each of its streams and of its figures.
 MAX_OUTPUT = 2_000_000
@@ -28,7 +27,7 @@ class Contained(OwnKernel):
     """
 
     def __init__(self, **options):
-        self.shared = tempfile.TemporaryDirectory(prefix="dss-")
+        self.shared = Scratch("kernel")
         place = {"transport": "ipc", "connection_file": f"{self.shared.name}/kernel.json"}
         super().__init__(**options | place)
 

@@ -17,6 +17,7 @@ that is true.  `facts` are phrases whose numbers are no results: dates, versions
 """
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -34,6 +35,7 @@ from dss.provenance import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 CLAIMS = PROJECT / "tests" / "claims"
+BENCHMARK = "tests/benchmarks/cpu.csv"
 # Texts that were not read again yet: neither numbers nor captions and exercises are tested.
 NOT_YET = [
     "README.md",
@@ -163,9 +165,11 @@ def faults_of_claim(claim: Claim, prose: str, read: Callable) -> list[str]:
 
 def scope_of(table: str, read: Callable[[str], pd.DataFrame]) -> dict:
     """What an expression may use: its table `t`, others by `read(path)`, parameters by
-    `quick(notebook)` and `paper(notebook)`, `seconds(notebook, size)`, `up`, `down`, np and pd."""
+    `quick(notebook)` and `paper(notebook)`, `seconds(notebook, size)`, tables of the last benchmark
+    by `bench(section)`, `up`, `down`, np and pd."""
     names = {"np": np, "pd": pd, "read": read, "up": up, "down": down, "seconds": seconds}
     names |= {"quick": quick, "paper": paper}
+    names["bench"] = lambda section: bench(read(BENCHMARK), section)
     return names | ({"t": read(table)} if table else {})
 
 
@@ -200,6 +204,15 @@ def seconds(notebook: str, size: str) -> float:
     manifest = json.loads((PROJECT / "figures" / size / "manifest.json").read_text())
     entries = [e for e in manifest.values() if e["notebook"] == f"{notebook}.ipynb"]
     return entries[0]["seconds"]
+
+
+def bench(long: pd.DataFrame, section: str) -> pd.DataFrame:
+    """A table of the committed benchmark, numbers where there are only numbers."""
+    table = long[long.section == section].pivot(index="row", columns="variable", values="value")
+    for name in table:
+        with contextlib.suppress(ValueError):
+            table[name] = pd.to_numeric(table[name])
+    return table
 
 
 def value_of(number: str) -> float:

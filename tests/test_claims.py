@@ -90,7 +90,10 @@ def test_every_committed_claim_fails_on_other_tables():
     idle = []
     for text in claims.texts():
         for claim in claims.claims_of(text)[0]:
-            if claim.table and not claims.faults_of_claim(claim, claim.phrase, _doctored):
+            is_measured = claim.table or re.search(
+                r"read\(|bench\(", f"{claim.values}{claim.holds}"
+            )
+            if is_measured and not claims.faults_of_claim(claim, claim.phrase, _doctored):
                 idle.append(claim.says)
     assert idle == []
 
@@ -98,6 +101,9 @@ def test_every_committed_claim_fails_on_other_tables():
 def _doctored(path):
     """The committed table with other numbers, or without rows where that is what is counted."""
     table = claims.table_of(path)
+    if path == claims.BENCHMARK:
+        values = pd.to_numeric(table.value, errors="coerce")
+        return table.assign(value=(-7.3 * values - 11.1).where(values.notna(), table.value))
     numbers = table.select_dtypes("number").columns
     flags = table.select_dtypes("bool").columns
     changed = table.assign(**{name: -7.3 * table[name] - 11.1 for name in numbers if name != "L0"})

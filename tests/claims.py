@@ -67,7 +67,7 @@ NO_LINES = re.compile(
 PLACE = r"(?:Eqs?|Secs?|Figs?|[Nn]otebooks?|[Ee]xercises?|[Ss]teps?|arXiv|ICLR|NeurIPS|ICML)"
 LIST = r"(?:(?:, |-| to | and |, and )\(?\d+\)?(?![.\d]*\d| [%a-z]))*"
 NO_RESULT = re.compile(
-    r"`[^`]*`|<[^>]*>|\]\([^)]*\)|https?://\S+|\\tag\{[^}]*\}|\[\d+\. "
+    r"`[^`]*`|<[^>]*>|\[[^]]*\]\(references\.md[^)]*\)|\]\([^)]*\)|https?://\S+|\\tag\{[^}]*\}|\[\d+\. "
     rf"|\b{PLACE}\b[.:]?\s?\(?\d[\d.]*\)?{LIST}"
     r"|\b\d+(?:-\d+){2,}\b|\b\d+x\d+(?:-\d+)*\b|\b95 % (?:confidence )?intervals?\b"
 )
@@ -95,9 +95,9 @@ class Claim:
 
 
 def texts() -> list[str]:
-    """All texts whose numbers are tested."""
-    paths = [PROJECT / "README.md", *NOTEBOOKS.glob("*.md"), *NOTEBOOKS.glob("*.ipynb")]
-    return sorted(str(path.relative_to(PROJECT)) for path in paths)
+    """All texts whose numbers are tested; those of the references are years and pages."""
+    paths = {PROJECT / "README.md", *NOTEBOOKS.glob("*.md"), *NOTEBOOKS.glob("*.ipynb")}
+    return sorted(str(p.relative_to(PROJECT)) for p in paths if p.stem != "references")
 
 
 def claims_of(text: str) -> tuple[list[Claim], list[str]]:

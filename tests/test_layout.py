@@ -163,7 +163,8 @@ def test_import_of_plots_waits_for_pandas_and_seaborn():
 
 
 def test_the_public_names_are_two_dozen_that_readers_meet():
-    pages = [PROJECT / "README.md", *(PROJECT / "notebooks").glob("*.ipynb")]
+    pages = [PROJECT / "README.md"]
+    pages += [p for p in (PROJECT / "notebooks").iterdir() if p.suffix in (".md", ".ipynb")]
     text = "".join(path.read_text() for path in pages)
     assert len(dss.__all__) <= 26
     assert [name for name in dss.__all__ if f"dss.{name}" not in text] == []
@@ -326,7 +327,7 @@ def test_environment_yml_installs_the_lock(pyproject):
 
 
 TOP = {"README.md", "environment.yml", "notebooks", "dss", "figures", "data", "tests"}
-TOP |= {"LICENSE", "Makefile", "pyproject.toml", "requirements.lock"}
+TOP |= {"CITATION.cff", "LICENSE", "Makefile", "pyproject.toml", "requirements.lock"}
 TOP |= {".ci", ".gitattributes", ".gitignore"}
 
 

@@ -67,7 +67,8 @@ NO_LINES = re.compile(
 PLACE = r"(?:Eqs?|Secs?|Figs?|[Nn]otebooks?|[Ee]xercises?|[Ss]teps?|arXiv|ICLR|NeurIPS|ICML)"
 LIST = r"(?:(?:, |-| to | and |, and )\(?\d+\)?(?![.\d]*\d| [%a-z]))*"
 NO_RESULT = re.compile(
-    r"`[^`]*`|<[^>]*>|\[[^]]*\]\(references\.md[^)]*\)|\]\([^)]*\)|https?://\S+|\\tag\{[^}]*\}|\[\d+\. "
+    r"`[^`]*`|<[^>]*>|\[[^]]*\]\(references\.md[^)]*\)|\]\([^)]*\)|https?://\S+"
+    r"|\\tag\{[^}]*\}|\[\d+\. "
     rf"|\b{PLACE}\b[.:]?\s?\(?\d[\d.]*\)?{LIST}"
     r"|\b\d+(?:-\d+){2,}\b|\b\d+x\d+(?:-\d+)*\b|\b95 % (?:confidence )?intervals?\b"
 )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dss.checks import check_generator, thresholds_of
+from dss.checks import check_generator, check_number, thresholds_of
 from dss.descent import TRAINING_SETTINGS
 from dss.files import check_target
 from dss.networks.modes import in_usual_mode
@@ -27,6 +27,7 @@ def study(
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     fewer: bool = False,
+    ends_at: float = 1.0,
     **options,
 ) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for `n_pairs` pairs at each of several thresholds, in one batch.
@@ -51,7 +52,8 @@ def study(
         (`String.summary`, `task`, `pair`, and `n_drawn`, `n_discarded` endpoints at its threshold).
 
     Raises:
-        TypeError, ValueError, OSError: as in `find_strings`, before anything is trained.
+        TypeError, ValueError, OSError: as in `find_strings`, before anything is trained; ValueError
+            too for ends_at outside (0, 1].
         RuntimeError: too few networks reach a threshold, and `fewer` is not set.
 
     Paper: Sec. II.B.
@@ -62,13 +64,15 @@ def study(
     generator, n_pairs = check_generator(generator), _check_pairs(task, n_pairs)
     thresholds = thresholds_of(L0).repeat_interleave(n_pairs)
     check_options(task, thresholds, options)
+    ends_at = check_number(ends_at, "ends_at", lambda v: 0 < v <= 1, "in (0, 1]")
     L0 = thresholds[::n_pairs].tolist()
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     ends_file = None
     if checkpoint is not None:
         check_target(checkpoint)  # before the endpoints are trained
         ends_file = f"{checkpoint}.ends"
-    ends = train_endpoints(task, 2 * n_pairs, L0, generator, ends_file, fewer, **training)
+    targets = [ends_at * threshold for threshold in L0]
+    ends = train_endpoints(task, 2 * n_pairs, targets, generator, ends_file, fewer, **training)
     theta_1, theta_2 = (ends.thetas[:, k::2].reshape(-1, task.n_params) for k in (0, 1))
     strings = find_strings(
         task,

@@ -53,6 +53,18 @@ def test_networks_that_do_not_get_there_are_counted(quad64, seeded):
     assert all(math.isnan(value) for value in table.straight_line)
 
 
+def test_endpoints_may_end_further_below_their_threshold(quad64, seeded):
+    L0 = [0.05, 0.02]
+    for ends_at in (1.0, 0.8):
+        strings, table = dss.study(quad64, L0, 2, seeded(3), ends_at=ends_at, **OPTIONS)
+        losses = quad64.losses(torch.cat([string.thetas[[0, -1]] for string in strings]))
+        assert (losses.view(-1, 2) <= ends_at * torch.tensor(table.L0)[:, None] * 1.00001).all()
+        assert table.L0.tolist() == [0.05, 0.05, 0.02, 0.02]
+    for wrong in (0, 1.1):
+        with pytest.raises(ValueError, match=f"ends_at is {wrong}"):
+            dss.study(quad64, L0, 2, seeded(3), ends_at=wrong, **OPTIONS)
+
+
 @pytest.fixture
 def pairs():
     rng = np.random.default_rng(0)

@@ -364,9 +364,9 @@ def _save_outputs(name: str, executed: Path) -> None:
         for cell in notebook.cells
         if "injected-parameters" not in cell.metadata.get("tags", [])
     ]
-    count = 0
+    count, kept = 0, ("tags", "mystnb", "jupyter")  # jupyter: a folded solution
     for cell in notebook.cells:
-        cell.metadata = {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
+        cell.metadata = {k: v for k, v in cell.metadata.items() if k in kept and v}
         if cell.cell_type == "code":
             count += 1
             cell.execution_count = count

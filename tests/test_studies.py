@@ -10,7 +10,7 @@ import torch
 import dss
 from dss import plots
 from dss.status import Status
-from dss.studies import descending_study
+from dss.studies import connect_through, descending_study
 
 OPTIONS = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200, "max_depth": 3}
 
@@ -51,6 +51,19 @@ def test_networks_that_do_not_get_there_are_counted(quad64, seeded):
     assert {string.status for string in strings} == {Status.ENDPOINT_ABOVE_L0}
     assert table.n_lost.tolist() == [6, 6, 6]
     assert all(math.isnan(value) for value in table.straight_line)
+
+
+def test_pairs_connect_through_a_bead_of_ones_own(quad64, seeded):
+    options = OPTIONS | {"generator": seeded()}
+    ends = dss.train_endpoints(quad64, 6, [0.05], seeded(), optimizer="adam", lr=1e-2).thetas[0]
+    first, second, beads = ends[:2], ends[2:4], ends[4:]
+    halves = torch.cat([first, beads]), torch.cat([beads, second])
+    strings = dss.find_strings(quad64, *halves, 0.05, 1.0, **(OPTIONS | {"generator": seeded()}))
+    expected = [strings[i].connected and strings[i + 2].connected for i in range(2)]
+    assert connect_through(quad64, first, second, beads, 0.05, 1.0, **options) == expected
+    assert connect_through(quad64, first, first, first, 0.05, 1.0, **options) == [True, True]
+    far = beads * 1000  # does not come down in so few steps
+    assert connect_through(quad64, first, second, far, 0.05, **options) == [False, False]
 
 
 @pytest.fixture

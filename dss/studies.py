@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dss.checks import check_generator, thresholds_of
+from dss.checks import check_generator, check_pairs, check_theta, per_pair, thresholds_of
 from dss.descent import TRAINING_SETTINGS
 from dss.files import check_target
 from dss.networks.modes import in_usual_mode
@@ -182,6 +182,10 @@ def connect_through(
     Paper: steps 3 to 5, Sec. II.B.
     Differs: the bead need not be on the straight line.
     """
+    check_task(task)
+    check_pairs(theta_1, theta_2, task.n_params)
+    check_theta(beads, "beads", tuple(theta_1.shape))
+    check_options(task, per_pair(L0, len(theta_1), "L0"), {"alpha": alpha} | options)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
     middle = train_to(task, beads, alpha * L0, **training).thetas
     halves = torch.cat([theta_1, middle]), torch.cat([middle, theta_2])

@@ -133,8 +133,9 @@ def means(
             axis.set_xscale("log")
             narrow = table[x].max() < 20 * table[x].min()
             _plain_ticks(axis.xaxis, (1, 2, 5) if narrow else (1,))
-            if table[x].nunique() <= 4:
-                axis.set_xticks(table[x].unique())
+            values = np.sort(table[x].unique())
+            if len(values) <= 4 and (np.diff(np.log(values)) > 0.03).all():  # not side by side
+                axis.set_xticks(values)
             if table[x].nunique() == 1:  # limits of one point are none
                 axis.set_xlim(table[x].min() / 2, table[x].max() * 2)
         if column in log and _all_positive(table[column]):

@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
-from dss.checks import check_generator, check_number, thresholds_of
+from dss.checks import (
+    check_generator,
+    check_number,
+    check_pairs,
+    check_theta,
+    per_pair,
+    thresholds_of,
+)
 from dss.descent import TRAINING_SETTINGS
 from dss.files import check_target
 from dss.networks.modes import in_usual_mode
@@ -151,3 +159,47 @@ def descending_study(
             row = {"pair": pair, "n_lost": n_lost, "straight_line": straight}
             rows.append(row | string.summary())
     return strings, pd.DataFrame(rows)
+
+
+@in_usual_mode
+def connect_through(
+    task: Task,
+    theta_1: Tensor,
+    theta_2: Tensor,
+    beads: Tensor,
+    L0: float,
+    alpha: float = 0.9,
+    **options,
+) -> list[bool]:
+    """Whether each pair connects through a first bead of one's own choice.
+
+    The bead is trained to `alpha * L0`; then both halves are searched.
+
+    Args:
+        task: as in `find_strings`.
+        theta_1, theta_2: `(M, P)`, pair by pair.
+        beads: `(M, P)`, where the first bead of each pair starts.
+        L0: threshold, in the unit of `task.metric`.
+        alpha: as in `find_strings`.
+        options: other keyword arguments of `find_strings`; the bead is trained with the same
+            optimiser, batches and budget.
+
+    Returns:
+        M values, in order; False where the bead does not come down to L0.
+
+    Raises:
+        TypeError, ValueError: as in `find_strings`.
+
+    Paper: steps 3 to 5, Sec. II.B.
+    Differs: the bead need not be on the straight line.
+    """
+    check_task(task)
+    check_pairs(theta_1, theta_2, task.n_params)
+    check_theta(beads, "beads", tuple(theta_1.shape))
+    check_options(task, per_pair(L0, len(theta_1), "L0"), {"alpha": alpha} | options)
+    training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
+    middle = train_to(task, beads, alpha * L0, **training).thetas
+    halves = torch.cat([theta_1, middle]), torch.cat([middle, theta_2])
+    strings = find_strings(task, *halves, L0, alpha, **options)
+    n_pairs = len(strings) // 2
+    return [a.connected and b.connected for a, b in zip(strings, strings[n_pairs:], strict=False)]

@@ -45,8 +45,6 @@ NOT_YET = [
     "notebooks/03_mnist.ipynb",
     "notebooks/04_alpha.ipynb",
     "notebooks/05_depth.ipynb",
-    "notebooks/06_certificates.ipynb",
-    "notebooks/07_disconnections.ipynb",
     "notebooks/index.md",
     "notebooks/landscape.md",
 ]

@@ -282,6 +282,10 @@ TABLE = {
     ),
     "study": (ring_of(dss.study, L0=[0.1], n_pairs=1), DRAWN),
     "descending_study": (ring_of(dss.studies.descending_study, L0=[0.1], n_pairs=1), DRAWN),
+    "connect_through": (
+        ring_of(dss.studies.connect_through, theta_1=PAIR, theta_2=PAIR, beads=PAIR, L0=2.0),
+        {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR, "beads": NO_TENSOR},
+    ),
     "train_endpoints": (
         ring_of(dss.train_endpoints, n=1, L0=[0.1]),
         TRAINING | {"n": DRAWN["n_pairs"], "L0": DRAWN["L0"]},

@@ -75,8 +75,9 @@ SETTINGS = {
          "L0_mnist": 1e-9, "n_eval": 10, "n_eval_cnn": 10, "budget": 1, "max_steps": 1},
     ],
     "07_disconnections": [
-        {"n_pairs": 1, "L0_swap": [0.1], "widths": [3], "sigmas": [0.3], "L0_clusters": [0.55],
-         "n_linear": 1, "L0_linear": [0.1], "hidden": [4], "L0_quad": 0.02, "max_depth": 1},
+        {"n_pairs": 1, "L0_swap": [0.1], "widths": [4], "sigmas": [0.3], "L0_clusters": [0.55],
+         "n_linear": 1, "L0_linear": [0.1], "hidden": [4], "L0_quad": 0.02, "max_depth": 1,
+         "alphas": [0.5], "n_tries": 1},
         {"n_pairs": 2, "L0_swap": [0.05, 0.2], "widths": [5, 4], "sigmas": [0.6, 0.2],
          "L0_clusters": [0.4], "n_linear": 2, "L0_linear": [0.1, 1], "hidden": [2, 1],
          "L0_quad": 0.03, "max_depth": 0, "max_steps": 50, "seed": 4294967295},

@@ -10,7 +10,7 @@ import torch
 import dss
 from dss import plots
 from dss.status import Status
-from dss.studies import descending_study
+from dss.studies import connect_through, descending_study
 
 OPTIONS = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200, "max_depth": 3}
 
@@ -63,6 +63,19 @@ def test_endpoints_may_end_further_below_their_threshold(quad64, seeded):
     for wrong in (0, 1.1):
         with pytest.raises(ValueError, match=f"ends_at is {wrong}"):
             dss.study(quad64, L0, 2, seeded(3), ends_at=wrong, **OPTIONS)
+
+
+def test_pairs_connect_through_a_bead_of_ones_own(quad64, seeded):
+    options = OPTIONS | {"generator": seeded()}
+    ends = dss.train_endpoints(quad64, 6, [0.05], seeded(), optimizer="adam", lr=1e-2).thetas[0]
+    first, second, beads = ends[:2], ends[2:4], ends[4:]
+    halves = torch.cat([first, beads]), torch.cat([beads, second])
+    strings = dss.find_strings(quad64, *halves, 0.05, 1.0, **(OPTIONS | {"generator": seeded()}))
+    expected = [strings[i].connected and strings[i + 2].connected for i in range(2)]
+    assert connect_through(quad64, first, second, beads, 0.05, 1.0, **options) == expected
+    assert connect_through(quad64, first, first, first, 0.05, 1.0, **options) == [True, True]
+    far = beads * 1000  # does not come down in so few steps
+    assert connect_through(quad64, first, second, far, 0.05, **options) == [False, False]
 
 
 @pytest.fixture

@@ -185,12 +185,15 @@ def test_a_logarithmic_axis_has_ticks_however_far_it_reaches(tmp_path):
         plots.plt.close(figure)
 
 
-def test_a_straight_line_looks_straight_in_three_dimensions():
-    rounding = {"pc2": [1e-8, -1e-8, 0], "pc3": [0, 2e-8, 0]}
-    line = pd.DataFrame({"pc1": [-1, 0, 1.0], "loss": 0.1, "is_network": True} | rounding)
-    figure = plots.string_3d([line], ["depth 0"], 0.1)
-    for low, high in (figure.axes[0].get_ylim(), figure.axes[0].get_zlim()):
-        assert high - low > 0.01
+def test_a_straight_line_looks_straight_in_two_dimensions():
+    line = {"pc1": [-1, 0, 1.0], "pc2": [1e-8, -1e-8, 0], "loss": [0.1, 0.3, 0.1]}
+    line = pd.DataFrame(line | {"is_network": [True, False, True]})
+    figure = plots.string_2d([line], ["depth 0"], 0.1, [0.9, 0.1])
+    low, high = figure.axes[0].get_ylim()
+    assert high - low > 0.01
+    assert figure.axes[0].get_xlabel() == "PC 1 (90% of the variance)"
+    below, above, *_ = figure.axes[0].collections
+    assert len(below.get_offsets()) == 2 and len(above.get_offsets()) == 1
     plots.plt.close(figure)
 
 

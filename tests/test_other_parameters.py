@@ -61,7 +61,8 @@ SETTINGS = {
          "lr": 1, "max_steps": 1, "n_t": 3},
     ],
     "05_depth": [
-        {"n_pairs": 1, "L0": [0.01], "widths": [1], "L0_width": 0.05, "max_depth": 1, "n_t": 4},
+        {"n_pairs": 1, "L0": [0.01], "widths": [1], "L0_width": 0.05, "max_depth": 1, "n_t": 4,
+         "shallow": 0},
         {"n_pairs": 2, "L0": [0.003, 0.0123456789123, 0.03], "widths": [9, 3], "L0_width": 0.05,
          "max_depth": 0, "seed": 4294967295},
         {"n_pairs": 2, "L0": [1000, 1e-9], "widths": [2], "L0_width": 1e-9, "max_depth": 2,

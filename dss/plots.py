@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import MatplotlibDeprecationWarning
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -403,41 +405,85 @@ def contour_panels(
     return figure
 
 
-def string_3d(strings: Sequence["pd.DataFrame"], titles: Sequence[str], L0: float) -> Figure:
-    """Strings in three principal components, coloured by loss relative to L0.
+def string_2d(
+    strings: Sequence["pd.DataFrame"],
+    titles: Sequence[str],
+    L0: float,
+    explained: Sequence[float] = (),
+) -> Figure:
+    """Strings in two principal components: blue up to L0, and coloured by loss above it.
 
     Args:
-        strings: per panel a table with `pc1`, `pc2`, `pc3`, `loss` and `is_network`.
+        strings: per panel a table with `pc1`, `pc2`, `loss` and `is_network`.
         titles: of the panels.
-        L0: colours are log10(loss / L0), blue at or below 0.
+        L0: the threshold.
+        explained: share of the variance along each of the two components, for the axes.
     """
-    n = len(strings)
-    figure = plt.figure(figsize=(PAGE, 3.0 * -(-n // 2)))
-    top = max(np.log10(s.loss.max() / L0) for s in strings)
-    colours = {"vmin": -max(top, 0.3), "vmax": max(top, 0.3), "cmap": "coolwarm"}
-    names = ["pc1", "pc2", "pc3"]
+    n, names = len(strings), ["pc1", "pc2"]
+    n_rows = -(-n // 2)
+    size = (PAGE, 2.3 * n_rows + 0.3)
+    figure, axes = plt.subplots(
+        n_rows, min(n, 2), figsize=size, sharex=True, sharey=True, squeeze=False
+    )
+    top = max(1.1, *(s.loss.max() / L0 for s in strings))
+    warm = ListedColormap(plt.get_cmap("YlOrRd")(np.linspace(0.3, 1, 256)))
+    colours = {"norm": LogNorm(1, top), "cmap": warm}
     points = np.concatenate([s[names].to_numpy(float) for s in strings])
+    spread = max(np.ptp(points, axis=0).max(), 1e-9)
     low, high = points.min(axis=0), points.max(axis=0)
-    least = 0.01 * max((high - low).max(), 1e-9)  # what is smaller is rounding: a straight line
-    spare = np.clip(least - (high - low), 0, None) / 2
-    limits = list(zip(low - spare, high + spare, strict=True))
-    axes = []
-    for i, (string, title) in enumerate(zip(strings, titles, strict=True)):
-        axis = figure.add_subplot(-(-n // 2), min(n, 2), i + 1, projection="3d")
-        drawn = axis.scatter(*string[names].to_numpy().T, c=np.log10(string.loss / L0), s=6,
-                             **colours)  # fmt: skip
+    margin = 0.05 * spread  # what is smaller than a straight line's rounding looks straight
+    for axis, string, title in zip(axes.flat, strings, titles, strict=False):
+        axis.plot(string.pc1, string.pc2, color="0.8", linewidth=1, zorder=1)
+        is_low = string.loss <= L0 * (1 + 1e-5)
+        axis.scatter(
+            *string.loc[is_low, names].to_numpy().T,
+            color=PALETTE[0],
+            s=9,
+            label="at or below $L_0$",
+        )
+        above = string[~is_low]
+        drawn = axis.scatter(above.pc1, above.pc2, c=above.loss / L0, s=9, **colours)
         networks = string.loc[string.is_network, names].to_numpy().T
-        axis.scatter(*networks, color="black", s=14, depthshade=False)
+        axis.plot(*networks, "o", color="black", fillstyle="none", markersize=6, label="networks")
         axis.set_title(title)
-        axis.set(xlabel="PC 1", ylabel="PC 2", zlabel="PC 3")
-        axis.set(xlim=limits[0], ylim=limits[1], zlim=limits[2])
-        axis.locator_params(nbins=4)
-        axis.tick_params(labelsize=8, pad=-1)
-        axis.xaxis.labelpad = axis.yaxis.labelpad = axis.zaxis.labelpad = -1
-        axis.set_box_aspect(None, zoom=0.82)
-        axes.append(axis)
-    figure.colorbar(drawn, ax=axes, shrink=0.6, label=r"$\log_{10}(L / L_0)$", pad=0.1)
+        axis.set(xlim=(low[0] - margin, high[0] + margin))
+        axis.set(ylim=(low[1] - margin, high[1] + margin))
+    shares = [f" ({share:.0%} of the variance)" for share in explained] or ["", ""]
+    for axis in axes[-1]:
+        axis.set_xlabel(f"PC 1{shares[0]}")
+    for axis in axes[:, 0]:
+        axis.set_ylabel(f"PC 2{shares[1].replace(' of the variance', '')}")
+    for axis in axes.flat[n:]:
+        axis.set_axis_off()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    bar = figure.colorbar(drawn, ax=axes, shrink=0.8, label="$L / L_0$")
+    _plain_ticks(bar.ax.yaxis, (1, 2, 5) if top < 20 else (1, 3))
     return figure
+
+
+def shares(axis: Axes, table: "pd.DataFrame", x: str, by: str, x_label: str) -> None:
+    """How many of how many connected, as numbers on shades of blue: a row for each group.
+
+    Args:
+        axis: where to draw.
+        table: as `dss.stats.summarise` returns it: `n_connected`, `n_pairs`, `fraction`.
+        x: column of the columns, which rise from left to right.
+        by: column of the rows, in its order.
+        x_label: with its unit.
+    """
+    rows, columns = list(table[by].drop_duplicates()), sorted(table[x].unique())
+    grid = table.pivot(index=by, columns=x, values="fraction").loc[rows, columns]
+    axis.imshow(grid, vmin=0, vmax=1, cmap="Blues", aspect="auto")
+    for _, row in table.iterrows():
+        at = columns.index(row[x]), rows.index(row[by])
+        color = "white" if row.fraction > 0.6 else "black"
+        text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
+        axis.text(*at, text, ha="center", va="center", color=color, fontsize=8)
+    axis.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xlabel(x_label)
+    axis.grid(False)
+    axis.tick_params(length=0)
 
 
 def image_rows(images: np.ndarray, titles: Sequence[str], row_labels: Sequence[str]) -> Figure:

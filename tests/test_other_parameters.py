@@ -44,6 +44,8 @@ SETTINGS = {
          "L0_huber": [1000], "max_depth": 0, "max_steps": 3, "seed": 4294967295},
         {"n_pairs": 6, "n_pairs_losses": 1, "L0": [100, 1000], "L0_mae": [1], "L0_huber": [10, 20],
          "alpha": 1, "n_t": 3},
+        {"n_pairs": 2, "n_pairs_losses": 1, "L0": [0.0003, 0.01], "L0_mae": [0.1],
+         "L0_huber": [0.01], "max_depth": 1, "max_steps": 1000, "more": 1, "noise": 10},
     ],
     "03_mnist": [
         {"n_pairs": 1, "L0": [2.0], "L0_error": [0.7], "max_depth": 0, "n_t": 4, "n_eval": 1},
@@ -59,7 +61,8 @@ SETTINGS = {
          "lr": 1, "max_steps": 1, "n_t": 3},
     ],
     "05_depth": [
-        {"n_pairs": 1, "L0": [0.01], "widths": [1], "L0_width": 0.05, "max_depth": 1, "n_t": 4},
+        {"n_pairs": 1, "L0": [0.01], "widths": [1], "L0_width": 0.05, "max_depth": 1, "n_t": 4,
+         "shallow": 0},
         {"n_pairs": 2, "L0": [0.003, 0.0123456789123, 0.03], "widths": [9, 3], "L0_width": 0.05,
          "max_depth": 0, "seed": 4294967295},
         {"n_pairs": 2, "L0": [1000, 1e-9], "widths": [2], "L0_width": 1e-9, "max_depth": 2,

@@ -40,8 +40,6 @@ NOT_YET = [
     "notebooks/00_start_here.ipynb",
     "notebooks/01_definitions.ipynb",
     "notebooks/02_quad.ipynb",
-    "notebooks/03_mnist.ipynb",
-    "notebooks/04_alpha.ipynb",
     "notebooks/05_depth.ipynb",
     "notebooks/06_certificates.ipynb",
     "notebooks/07_disconnections.ipynb",

@@ -486,27 +486,36 @@ def shares(axis: Axes, table: "pd.DataFrame", x: str, by: str, x_label: str) -> 
     axis.tick_params(length=0)
 
 
-def image_rows(images: np.ndarray, titles: Sequence[str], row_labels: Sequence[str]) -> Figure:
+def image_rows(
+    images: np.ndarray,
+    titles: Sequence[str],
+    row_labels: Sequence[str],
+    unit: str | None = None,
+) -> Figure:
     """Small images in a grid: a row per filter or digit, a column per position.
 
     Args:
-        images: `(n_rows, n_columns, height, width)`; each row has its own symmetric scale.
+        images: `(n_rows, n_columns, height, width)`.
         titles: of the columns.
         row_labels: of the rows.
+        unit: what the values are: all images share one symmetric scale, with a colour bar.  None:
+            each row has its own, without one.
     """
     n_rows, n_columns = images.shape[:2]
-    size = (PAGE, PAGE / (n_columns + 1) * n_rows + 0.3)
+    size = (PAGE, PAGE / (n_columns + (1 if unit is None else 2.5)) * n_rows + 0.3)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False)
     for i in range(n_rows):
-        limit = np.abs(images[i]).max()
+        limit = np.abs(images[i] if unit is None else images).max()
         for j in range(n_columns):
             axis = axes[i, j]
-            axis.imshow(images[i, j], cmap="PuOr", vmin=-limit, vmax=limit)
+            drawn = axis.imshow(images[i, j], cmap="PuOr", vmin=-limit, vmax=limit)
             axis.set(xticks=[], yticks=[])
             axis.grid(False)
             if i == 0:
                 axis.set_title(titles[j], fontsize=9)
         axes[i, 0].set_ylabel(row_labels[i], rotation=0, ha="right", va="center", fontsize=9)
+    if unit is not None:
+        figure.colorbar(drawn, ax=axes, shrink=0.6, label=unit)
     return figure
 
 
@@ -535,7 +544,7 @@ def predictions(
         axes[1, i].set(ylim=(-0.05, 1.05), xlabel="position")
         if i:
             axes[1, i].set_yticklabels([])
-    axes[1, 0].set_ylabel("probability of the label")
+    axes[1, 0].set_ylabel("probability")
     handles, names = axes[1, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper center", ncols=2)
     return figure

@@ -140,16 +140,18 @@ def faults_of_claim(claim: Claim, prose: str, read: Callable) -> list[str]:
         return [f"the text no longer says {claim.phrase!r}, which is claimed"]
     if len(claim.numbers) != len(claim.values):
         return [f"{claim.says!r} has {len(claim.numbers)} numbers, its claim {len(claim.values)}"]
-    scope, faults = scope_of(claim.table, read), []
-    for number, expression in zip(claim.numbers, claim.values, strict=True):
-        found = float(eval(expression, dict(scope)))
-        if not agrees(number, found, claim.within):
-            faults.append(
-                f"{claim.phrase!r}: {number} should be {found:.6g} ({claim.table}: {expression})"
-            )
-    if not eval(claim.holds, dict(scope)):
-        faults.append(f"{claim.phrase!r} is false ({claim.table}: {claim.holds})")
-    return faults
+    try:
+        scope = scope_of(claim.table, read)
+        values = [float(eval(expression, dict(scope))) for expression in claim.values]
+        holds = bool(eval(claim.holds, dict(scope)))
+    except Exception as error:  # no such table, column or row
+        return [f"{claim.phrase!r} cannot be computed ({claim.table}): {error!r}"]
+    faults = [
+        f"{claim.phrase!r}: {number} should be {found:.6g} ({claim.table}: {expression})"
+        for number, found, expression in zip(claim.numbers, values, claim.values, strict=True)
+        if not agrees(number, found, claim.within)
+    ]
+    return faults + ([] if holds else [f"{claim.phrase!r} is false ({claim.table}: {claim.holds})"])
 
 
 def scope_of(table: str, read: Callable[[str], pd.DataFrame]) -> dict:

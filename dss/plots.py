@@ -257,7 +257,8 @@ def distributions(
     labels = [(names or {}).get(group, str(group)) for group in groups]
     table = table.assign(**{by: table[by].map(dict(zip(groups, labels, strict=True)))})
     n = len(panels)
-    figure, axes = plt.subplots(1, n, figsize=(COLUMN * n, 2.5), squeeze=False)
+    size = (COLUMN * n, 2.5 + 0.25 * ((len(groups) - 1) // 4))  # room for the rows of the legend
+    figure, axes = plt.subplots(1, n, figsize=size, squeeze=False)
     colours = {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(labels)}
     shared = {"x": x, "hue": by, "hue_order": labels, "palette": colours, "dodge": True}
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=True):

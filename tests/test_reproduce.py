@@ -212,6 +212,7 @@ def test_saved_outputs_carry_no_trace_of_papermill(real_project):
     path = project / "notebooks" / "01_good.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata["dss"] = {"data": []}
+    notebook.cells[-1].metadata["jupyter"] = {"source_hidden": True}
     nbformat.write(notebook, path)
     assert run("--save-outputs").exit_code == 0
     path = project / "notebooks" / "01_good.ipynb"
@@ -220,6 +221,7 @@ def test_saved_outputs_carry_no_trace_of_papermill(real_project):
     assert [cell.execution_count for cell in notebook.cells] == [1, 2, 3]
     assert notebook.cells[-1].outputs[0].text == "0.9\n"
     assert notebook.metadata.dss == {"data": []}, "what it needs is not lost"
+    assert notebook.cells[-1].metadata.jupyter.source_hidden, "a folded solution stays folded"
 
 
 @pytest.mark.slow

@@ -102,6 +102,9 @@ SETTINGS = {
          "L0_check_quadratic": 1e-9, "L0_check_cubic": 1e-9, "n_again": 1, "max_steps": 1,
          "L0_mnist": [1e-6, 0.01], "n_pairs_mnist": [1, 1], "n_eval": 10, "max_steps_mnist": 1,
          "L0_plateau": [1e-9, 1000], "n_plateau": 1, "n_draws": 3, "ends_at": [0.001]},
+        {"n_pairs": 1, "n_points": 20, "L0_quadratic": [0.3], "L0_cubic": [0.32], "n_again": 0,
+         "L0_check_quadratic": 0.3, "L0_check_cubic": 0.32, "L0_plateau": [0.2], "n_plateau": 1,
+         "points_plateau": [20], "mnist_from": str(QUICK / "authors_mnist_pairs.csv")},
     ],
     "sweep_report": [
         {"table": str(QUICK / "sweep_report_rows.csv"), "seed": 4294967293, "log_x": True},

@@ -36,10 +36,6 @@ from dss.provenance import PROJECT
 NOTEBOOKS = PROJECT / "notebooks"
 CLAIMS = PROJECT / "tests" / "claims"
 BENCHMARK = "tests/benchmarks/cpu.csv"
-# Texts that were not read again yet: neither numbers nor captions and exercises are tested.
-NOT_YET = [
-    "README.md",
-]
 WORDS = {word: k for k, word in enumerate(
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty".split())}  # fmt: skip

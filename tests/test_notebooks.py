@@ -7,7 +7,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from claims import NOT_YET
 
 from dss.provenance import notebook_sha256
 
@@ -24,9 +23,9 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4), request.param
 
 
-@pytest.fixture(params=[p for p in NOTEBOOKS if f"notebooks/{p.name}" not in NOT_YET], ids=str)
+@pytest.fixture(params=NOTEBOOKS, ids=lambda path: path.stem)
 def taught(request):
-    """The cells of a notebook that readers learn from; sweep_report is a tool."""
+    """The cells of a notebook."""
     return nbformat.read(request.param, as_version=4).cells
 
 

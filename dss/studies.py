@@ -55,6 +55,7 @@ def study(
             beside it, in a file with `.ends` at its end.
         fewer: as in `train_endpoints`: where too few networks reach a threshold, the pairs that
             are missing end with "endpoint above L0".
+        ends_at: the endpoints are trained to `ends_at * L0`; in (0, 1].
         options: keyword arguments of `find_strings`; the endpoints are trained with the same
             optimiser, batches and budget.
 

@@ -43,6 +43,7 @@ def find_strings(
     slack: float = 1.0,
     insert_first: bool = False,
     *,
+    first_bead: Tensor | None = None,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     **training,
@@ -66,6 +67,8 @@ def find_strings(
             split rests on the points where they were measured; the last one on whole grids.
         slack: factor on L0 in the pair test, >= 1.
         insert_first: insert and train a bead at t=.5 before anything is tested.
+        first_bead: `(M, P)`, where this bead starts instead: a disturbed point of the straight
+            line, another trained network, a bend of one's own.  It implies `insert_first`.
         generator: CPU generator, one for the run; a new one with seed 0 by default.  All pairs
             share what is drawn from it, so a pair's string does not depend on its company.
         checkpoint: a file that holds the search after every level.  The same call, made again after
@@ -95,6 +98,9 @@ def find_strings(
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     n_pairs = len(theta_1)
     L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
+    if first_bead is not None:
+        first_bead = check_theta(first_bead, "first_bead", tuple(theta_1.shape), finite=True)
+        first_bead, insert_first = first_bead.detach().to(theta_1), True
     check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
     training = training_of(training)
     generator = check_generator(generator)
@@ -108,6 +114,7 @@ def find_strings(
         n_t=int(n_t),
         t_star=t_star,
         insert_first=insert_first,
+        first_bead=first_bead,
         training=training,
     )
     state = begin(task, theta_1, theta_2, L0, threshold)
@@ -116,6 +123,7 @@ def find_strings(
         call = asdict(training) | {"n_t": int(n_t), "t_star": t_star, "insert_first": insert_first}
         call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
         call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
+        call |= {} if first_bead is None else {"first_bead": first_bead}
         made_by = fingerprint(task, call | {"losses of the ends": state.losses})
         saved = load_state(checkpoint, made_by, task.device, partial(rules_of, state, max_depth))
         state = State(**saved) if saved else state
@@ -135,7 +143,11 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     values = given.arguments
     alpha = per_pair(values["alpha"], len(L0), "alpha")
     names = ("max_depth", "n_t", "t_star", "slack", "insert_first")
-    check_search(L0, alpha, *(values[name] for name in names))
+    search = {name: values[name] for name in names}
+    if values["first_bead"] is not None:
+        check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
+        search["insert_first"] = True
+    check_search(L0, alpha, **search)
     training_of({name: values[name] for name in TRAINING_SETTINGS})
 
 
@@ -173,9 +185,12 @@ def measure_segments(search: Search, state: State) -> Maxima:
 def train_beads(
     search: Search, state: State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
 ) -> Trained:
-    """Step 3: a bead at t* of every open segment, trained to alpha * L0."""
+    """Step 3: a bead at t* of every open segment, or where it was told, trained to alpha * L0."""
     left, right = state.left[is_open], state.right[is_open]
-    beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
+    if state.depth == 0 and search.first_bead is not None:
+        beads = search.first_bead[state.pair[left]]
+    else:
+        beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
     beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
     target = search.target[state.pair[left]]
     return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
@@ -270,7 +285,7 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
 
     Args:
         task, L0, arguments: as in `find_strings`.
-        theta_1, theta_2: `(P,)`.
+        theta_1, theta_2: `(P,)`, as is a first_bead.
 
     Returns:
         The string; look at its `status` before anything else.
@@ -283,6 +298,9 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
     check_task(task)
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
+    if arguments.get("first_bead") is not None:
+        first_bead = check_theta(arguments["first_bead"], "first_bead", (task.n_params,))
+        arguments["first_bead"] = first_bead[None]
     (string,) = find_strings(task, theta_1[None], theta_2[None], L0, **arguments)
     if string.status is Status.ENDPOINT_ABOVE_L0:
         raise ValueError(f"{string.detail}; what helps: {string.status.advice}")

@@ -30,6 +30,7 @@ class Search:
     n_t: int
     t_star: str
     insert_first: bool
+    first_bead: Tensor | None
     training: Training
 
 

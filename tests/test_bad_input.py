@@ -237,6 +237,7 @@ SEARCHED = TRAINING | {
     "t_star": ["middle", 1, None, []],
     "slack": [0.9, math.nan, math.inf, *NO_NUMBER],
     "insert_first": [1, "yes", None],
+    "first_bead": [bead for bead in NO_TENSOR if bead is not None],
 }
 DRAWN = SEARCHED | {
     "L0": [[], [[0.1]], [0.1, -1.0], [0.1, math.nan], "low", None, [True], {}],
@@ -282,10 +283,6 @@ TABLE = {
     ),
     "study": (ring_of(dss.study, L0=[0.1], n_pairs=1), DRAWN),
     "descending_study": (ring_of(dss.studies.descending_study, L0=[0.1], n_pairs=1), DRAWN),
-    "connect_through": (
-        ring_of(dss.studies.connect_through, theta_1=PAIR, theta_2=PAIR, beads=PAIR, L0=2.0),
-        {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR, "beads": NO_TENSOR},
-    ),
     "train_endpoints": (
         ring_of(dss.train_endpoints, n=1, L0=[0.1]),
         TRAINING | {"n": DRAWN["n_pairs"], "L0": DRAWN["L0"]},

@@ -43,6 +43,8 @@ def call(quad64, quad_pairs, seeded):
         generator = seeded(seed)
         options = quad_pairs.search | {"max_steps": 300} | changes
         theta_1 = options.pop("theta_1", quad_pairs.theta_1)
+        if "first_bead" in options:
+            options["first_bead"] = task.init(len(theta_1), seeded(options["first_bead"]))
         strings = dss.find_strings(
             task, theta_1, quad_pairs.theta_2, **options, generator=generator, checkpoint=path
         )
@@ -60,7 +62,10 @@ def assert_same(found, other):
                 assert repr(value) == repr(getattr(b, name)), name
 
 
-@pytest.mark.parametrize("options", [{}, {"t_star": "coarse", "slack": 1.05}, {"max_depth": 2}])
+OPTIONS = [{}, {"t_star": "coarse", "slack": 1.05}, {"max_depth": 2}, {"first_bead": 5}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_killed_at_any_level_it_ends_bit_identical(call, killed_at, tmp_path, options):
     undisturbed, state = call(**options)
     levels = max(s.depth for s in undisturbed)
@@ -232,6 +237,7 @@ def test_after_a_real_sigkill(tmp_path):
         ({"task": "eval"}, "test x is"),
         ({"task": "metric"}, "metric is 'mse' there, 'mae' here"),
         ({"theta_1": 1}, "theta_1 is"),
+        ({"first_bead": 1}, "insert_first is False there, True here"),
     ],
 )
 def test_a_checkpoint_of_another_call_is_refused_by_name(

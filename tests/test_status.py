@@ -1,4 +1,4 @@
-"""How a search ends, and the rules that steer it: insert_first, slack, max_depth."""
+"""How a search ends, and its rules: insert_first, first_bead, slack, max_depth."""
 
 import math
 from dataclasses import replace
@@ -19,8 +19,60 @@ def test_insert_first_trains_a_midpoint_before_any_test(linear, seeded, beads_gi
     ((bead,), _), *more = beads_given_to_training
     assert not more
     torch.testing.assert_close(bead, thetas.mean(dim=0), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="insert_first=True needs a depth of at least 1"):
+    with pytest.raises(ValueError, match="a first bead needs a depth of at least 1"):
         dss.find_string(linear, *thetas, 0.01, insert_first=True, max_depth=0)
+
+
+@pytest.fixture(scope="module")
+def given(quad64, seeded):
+    """Pairs that no straight line connects, the last with an end too high, and their beads."""
+    options = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200}
+    ends = dss.train_endpoints(quad64, 12, [0.01], seeded(1), **options).thetas[0]
+    ends[-1] = quad64.init(1, seeded(4))[0]
+    return ends[::2], ends[1::2], quad64.init(6, seeded(2)), options
+
+
+def test_a_string_goes_through_the_first_bead_that_it_was_given(quad64, given):
+    theta_1, theta_2, first_bead, options = given
+    L0 = torch.tensor([0.03, 0.01] * 3)
+    found = {"first_bead": first_bead, "max_depth": 6, **options}
+    strings = dss.find_strings(quad64, theta_1, theta_2, L0, **found)
+    assert strings[-1].status is Status.ENDPOINT_ABOVE_L0
+    assert sum(s.connected for s in strings) >= 2
+    for i, string in enumerate(strings[:-1]):
+        bead = dss.train_to(quad64, first_bead[i], 0.9 * float(L0[i]), **options)
+        assert bead.reached or string.status is Status.TRAINING_STALLED
+        passes = (string.thetas == bead.thetas).all(dim=1).any()
+        assert passes == bead.reached
+        assert string.trace[1]["gradient_steps"] == bead.steps
+        if string.connected:
+            middle = (string.thetas == bead.thetas).all(dim=1).nonzero()[0]
+            halves = [(theta_1[i], bead.thetas[0]), (bead.thetas[0], theta_2[i])]
+            deeper = {"max_depth": 5, **options}
+            parts = [dss.find_string(quad64, *half, float(L0[i]), **deeper) for half in halves]
+            assert torch.equal(parts[0].thetas, string.thetas[: middle + 1])
+            assert torch.equal(parts[1].thetas, string.thetas[middle:])
+    alone = dss.find_string(
+        quad64, theta_1[0], theta_2[0], 0.03, **found | {"first_bead": first_bead[0]}
+    )
+    torch.testing.assert_close(alone.thetas, strings[0].thetas, rtol=0, atol=1e-9)
+
+
+def test_a_first_bead_that_cannot_be_trained_is_a_failure(quad64, given):
+    theta_1, theta_2, first_bead, _ = given
+    dead = torch.zeros_like(first_bead)
+    strings = dss.find_strings(quad64, theta_1, theta_2, 0.01, first_bead=dead, max_steps=1)
+    for string in strings[:-1]:
+        assert string.status is Status.TRAINING_STALLED and "a bead at depth 1" in string.detail
+        assert (string.n_beads, string.gradient_steps) == (0, 1)
+    pair = theta_1[:1], theta_2[:1], 0.01
+    for wrong in (dead[:1, 1:], dead[:2], dead[0], dead[:1] * torch.nan):
+        with pytest.raises(ValueError, match="first_bead"):
+            dss.find_strings(quad64, *pair, first_bead=wrong)
+    with pytest.raises(ValueError, match="a first bead needs a depth of at least 1"):
+        dss.find_strings(quad64, *pair, first_bead=dead[:1], max_depth=0)
+    with pytest.raises(ValueError, match="first_bead"):
+        dss.find_string(quad64, theta_1[0], theta_2[0], 0.01, first_bead=dead[:1])
 
 
 def test_slack_loosens_the_pair_test_alone(ring, point):

@@ -10,7 +10,7 @@ import torch
 import dss
 from dss import plots
 from dss.status import Status
-from dss.studies import connect_through, descending_study, retry
+from dss.studies import descending_study
 
 OPTIONS = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200, "max_depth": 3}
 
@@ -63,69 +63,6 @@ def test_endpoints_may_end_further_below_their_threshold(quad64, seeded):
     for wrong in (0, 1.1):
         with pytest.raises(ValueError, match=f"ends_at is {wrong}"):
             dss.study(quad64, L0, 2, seeded(3), ends_at=wrong, **OPTIONS)
-
-
-def test_pairs_connect_through_a_bead_of_ones_own(quad64, seeded):
-    options = OPTIONS | {"generator": seeded()}
-    ends = dss.train_endpoints(quad64, 6, [0.05], seeded(), optimizer="adam", lr=1e-2).thetas[0]
-    first, second, beads = ends[:2], ends[2:4], ends[4:]
-    halves = torch.cat([first, beads]), torch.cat([beads, second])
-    strings = dss.find_strings(quad64, *halves, 0.05, 1.0, **(OPTIONS | {"generator": seeded()}))
-    expected = [strings[i].connected and strings[i + 2].connected for i in range(2)]
-    assert connect_through(quad64, first, second, beads, 0.05, 1.0, **options) == expected
-    assert connect_through(quad64, first, first, first, 0.05, 1.0, **options) == [True, True]
-    far = beads * 1000  # does not come down in so few steps
-    assert connect_through(quad64, first, second, far, 0.05, **options) == [False, False]
-
-
-@pytest.fixture(scope="module")
-def failed(quad64, seeded):
-    """Strings that were given no depth, and how they are searched with some."""
-    options = OPTIONS | {"max_depth": 0}
-    strings, _ = dss.study(quad64, [0.03, 0.01], 4, seeded(1), **options)
-    return [s for s in strings if not s.connected], OPTIONS | {"max_depth": 6}
-
-
-def test_a_failed_search_is_tried_again_at_its_own_threshold(quad64, failed):
-    failed, options = failed
-    again = retry(quad64, failed, **options)
-    assert len(again) == len(failed) >= 2 and any(s.connected for s in again)
-    for before, after in zip(failed, again, strict=True):
-        assert torch.equal(before.thetas[[0, -1]], after.thetas[[0, -1]])
-        alone = dss.find_string(quad64, *before.thetas[[0, -1]], before.L0, **options)
-        assert torch.equal(after.thetas, alone.thetas) and after.L0 == before.L0
-    assert retry(quad64, []) == []
-
-
-def test_a_string_goes_through_the_first_bead_that_it_was_given(quad64, failed, seeded):
-    failed, options = failed
-    beads = quad64.init(len(failed), seeded(2))
-    again = retry(quad64, failed, beads, **options)
-    assert any(s.connected for s in again)
-    training = {name: v for name, v in options.items() if name != "max_depth"}
-    for before, after, bead in zip(failed, again, beads, strict=True):
-        trained = dss.train_to(quad64, bead, 0.9 * before.L0, **training)
-        assert torch.equal(before.thetas[[0, -1]], after.thetas[[0, -1]])
-        assert trained.reached or after.status is Status.TRAINING_STALLED
-        passes = (after.thetas == trained.thetas).all(dim=1).any()
-        assert passes or not trained.reached
-        assert after.depth <= options["max_depth"] and after.gradient_steps >= trained.steps
-        assert after.trace[0]["depth"] == 1
-        if after.connected:
-            assert dss.Gamma_tilde(quad64, after.thetas) == pytest.approx(after.Gamma_tilde)
-            assert after.Gamma_tilde <= before.L0 * (1 + 1e-5)
-            assert sum(row["beads_trained"] for row in after.trace) == after.n_beads
-
-
-def test_a_first_bead_that_cannot_be_trained_is_a_failure(quad64, failed, tmp_path):
-    failed, options = failed
-    dead = torch.zeros(len(failed), quad64.n_params)
-    for string in retry(quad64, failed, dead, **options | {"max_steps": 1}):
-        assert string.status is Status.TRAINING_STALLED and "first bead" in string.detail
-        assert string.n_beads == 0 and string.gradient_steps == 1
-        assert math.isnan(string.Gamma_tilde)
-    with pytest.raises(ValueError, match="first_bead"):
-        retry(quad64, failed, dead[:, 1:], **options)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ and says how each is computed from a committed table:
 
 An expression sees the table as `t`, and what `scope_of` gives it.  A number is as exact as it is
 written: {0.03} is anything that rounds to it; `within` loosens that (a fraction of the number).
-Numbers may be words (`WORDS`).  A sentence about numbers that names none has `holds`, an expression
-that is true.  `facts` are phrases whose numbers are no results: dates, versions, definitions.
+Numbers may be words (`WORDS`), and those from three on must be claimed like any other.  A sentence
+about numbers that names none has `holds`, an expression that is true.  `facts` are phrases whose
+numbers are no results: dates, versions, definitions.
 
     python tests/claims.py [TEXT ...]     what is false, missing or unclaimed
 """
@@ -41,7 +42,10 @@ WORDS = {word: k for k, word in enumerate(
     "sixteen seventeen eighteen nineteen twenty".split())}  # fmt: skip
 FRACTIONS = {"half": 1 / 2, "a third": 1 / 3, "two thirds": 2 / 3, "a quarter": 1 / 4}
 FRACTIONS |= {"three quarters": 3 / 4, "a fifth": 1 / 5, "a tenth": 1 / 10, "twice": 2, "double": 2}
-NUMBER = re.compile(r"(?<![\w.^])[-−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\w|\.\d)")
+COUNTS = "|".join(word for word, value in WORDS.items() if value >= 3)  # "one", "two" are grammar
+NUMBER = re.compile(
+    rf"(?<![\w.^])[-−]?(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?(?!\w|\.\d)|\b(?i:{COUNTS})\b"
+)
 
 # What holds numbers that are no results.  Whole lines: code, numbered headings and lists.
 NO_LINES = re.compile(

@@ -63,6 +63,7 @@ def test_what_holds_is_left_in_peace(example):
         ("most are short", "most are short, 13 % of them", "13 in '"),
         ("$L_0=0.03$", "$L_0=0.031$", "0.031 in '"),
         ("notebook 9", "notebook 9, 33.3 times", "33.3 in '"),
+        ("most are short", "most are short, seven of ten", "seven in '"),
     ],
 )
 def test_a_doctored_sentence_is_found(example, old, new, said):

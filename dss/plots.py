@@ -111,35 +111,16 @@ def means(
     size = (COLUMN * n_columns, 2.5 * n_rows)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, squeeze=False)
     groups = list(table[by].drop_duplicates())
-    log_x = log_x and _all_positive(table[x])
     for axis, (column, label) in zip(axes.flat, panels.items(), strict=False):
+        axis.set_ylabel(label)
         for i, group in enumerate(groups):
             rows = table[(table[by] == group) & table[column].notna()].sort_values(x)
-            mean = rows[column].to_numpy(float)
-            ends = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
-            low, high = (np.where(np.isnan(end), mean, end) for end in ends)
-            style = {
-                "color": PALETTE[i % len(PALETTE)],
-                "marker": MARKERS[i % len(MARKERS)],
-            }
-            bars = np.clip([mean - low, high - mean], 0, None)
-            label_i = (names or {}).get(group, str(group))
-            axis.errorbar(rows[x], mean, yerr=bars, capsize=2, label=label_i, **style)
-            if column in of_connected and "fraction" in rows:
-                few = rows.fraction.to_numpy() < 0.75
-                style |= {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
-                axis.plot(rows[x][few], mean[few], **style)
+            name = (names or {}).get(group, str(group))
+            _means_line(axis, rows, x, column, i, name, column in of_connected)
         if lines and column in lines and table[column].notna().any():
             axis.axhline(lines[column], color="0.4", linestyle="--", linewidth=1)
-        if log_x:
-            axis.set_xscale("log")
-            narrow = table[x].max() < 20 * table[x].min()
-            _plain_ticks(axis.xaxis, (1, 2, 5) if narrow else (1,))
-            values = np.sort(table[x].unique())
-            if len(values) <= 4 and (np.diff(np.log(values)) > 0.03).all():  # not side by side
-                axis.set_xticks(values)
-            if table[x].nunique() == 1:  # limits of one point are none
-                axis.set_xlim(table[x].min() / 2, table[x].max() * 2)
+        if log_x and _all_positive(table[x]):
+            _log_x_of_means(axis, table[x])
         if column in log and _all_positive(table[column]):
             axis.set_yscale("log")
             _plain_ticks(axis.yaxis, (1, 2, 5))
@@ -149,12 +130,7 @@ def means(
         if column == "fraction":
             axis.set(ylim=(-0.05, 1.05), yticks=[0, 0.25, 0.5, 0.75, 1])
         if column == "fraction" and len(groups) == 1:
-            axis.set_ylim(-0.4, 1.05)  # room for the counts, below all points
-            for _, row in table.iterrows():
-                text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
-                style = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 8}
-                axis.annotate(text, (row[x], -0.37), **style)
-        axis.set_ylabel(label)
+            _count_below(axis, table, x)
     for axis in axes.flat[max(0, len(panels) - n_columns) : len(panels)]:  # lowest of its column
         axis.set_xlabel(x_label)
         axis.tick_params(labelbottom=True)
@@ -164,6 +140,42 @@ def means(
     for axis in axes.flat[len(panels) :]:
         axis.set_axis_off()
     return figure
+
+
+def _means_line(
+    axis: Axes, rows: "pd.DataFrame", x: str, column: str, i: int, name: str, of_connected: bool
+) -> None:
+    """The means of one group with their intervals, in the i-th style."""
+    mean = rows[column].to_numpy(float)
+    ends = (rows[f"{column}_{end}"].to_numpy(float) for end in ("low", "high"))
+    low, high = (np.where(np.isnan(end), mean, end) for end in ends)
+    bars = np.clip([mean - low, high - mean], 0, None)
+    style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+    axis.errorbar(rows[x], mean, yerr=bars, capsize=2, label=name, **style)
+    if of_connected and "fraction" in rows:
+        few = rows.fraction.to_numpy() < 0.75
+        style |= {"linestyle": "", "markerfacecolor": "white", "zorder": 3}
+        axis.plot(rows[x][few], mean[few], **style)
+
+
+def _log_x_of_means(axis: Axes, values: "pd.Series") -> None:
+    """A logarithmic axis whose ticks are the values themselves where these are few."""
+    axis.set_xscale("log")
+    _plain_ticks(axis.xaxis, (1, 2, 5) if values.max() < 20 * values.min() else (1,))
+    distinct = np.sort(values.unique())
+    if len(distinct) <= 4 and (np.diff(np.log(distinct)) > 0.03).all():  # not side by side
+        axis.set_xticks(distinct)
+    if len(distinct) == 1:  # limits of one point are none
+        axis.set_xlim(distinct[0] / 2, distinct[0] * 2)
+
+
+def _count_below(axis: Axes, table: "pd.DataFrame", x: str) -> None:
+    """Connected of all pairs as numbers under the points."""
+    axis.set_ylim(-0.4, 1.05)  # room for the counts, below all points
+    for _, row in table.iterrows():
+        text = f"{row.n_connected:.0f}/{row.n_pairs:.0f}"
+        style = {"ha": "center", "va": "bottom", "rotation": 90, "fontsize": 8}
+        axis.annotate(text, (row[x], -0.37), **style)
 
 
 def curves(

@@ -296,7 +296,11 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
         name=f"{data} {network} {metric_name}" + (f" ({preset})" if preset else ""),
         settings=settings,
     )
-    return replace(task, noise=authors_dropout) if network == "authors" else task
+    if network != "authors":
+        return task
+    # Channels last and parts of 250: 1.6 times faster on a CPU (`layout` in tests/benchmarks).
+    splits = {k: (x.to(memory_format=torch.channels_last), y) for k, (x, y) in task.splits.items()}
+    return replace(task, noise=authors_dropout, splits=splits, eval_chunk=250)
 
 
 def _check_coefficients(coefficients) -> list[float]:

@@ -7,6 +7,7 @@ takes six minutes and runs only when it is named.
 """
 
 import argparse
+import itertools
 import re
 import resource
 import statistics
@@ -15,6 +16,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -388,7 +390,21 @@ def chunks(device: str) -> list[dict]:
     return rows
 
 
-SECTIONS = (pairs, shares, settings, growth, parameters, memory, roofline, chunks)
+def layout(device: str) -> list[dict]:
+    """A grid of the authors' MNIST network on 1,000 digits, by the layout of its images."""
+    authors, rows = dss.mnist(preset="authors", n_eval=1_000).to(device), []
+    x, y = authors.splits["test"]
+    thetas = authors.init(2, seeded())
+    formats = {"first": torch.contiguous_format, "last": torch.channels_last}
+    for channels, chunk in itertools.product(formats, (500, 250)):
+        images = x.to(memory_format=formats[channels])
+        task = replace(authors, splits={"test": (images, y)}, eval_chunk=chunk)
+        took = seconds(dss.Gamma_tilde, task, thetas, 11, repeats=3)
+        rows.append({"channels": channels, "eval_chunk": chunk, "s": took})
+    return [row | {"ratio": rows[0]["s"] / row["s"]} for row in rows]
+
+
+SECTIONS = (pairs, shares, settings, growth, parameters, memory, roofline, chunks, layout)
 
 
 def main() -> None:

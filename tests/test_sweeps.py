@@ -373,6 +373,17 @@ def test_what_the_notebook_wrote_with_results_is_found(workers, tmp_path):
     assert again.n_before == 1 and again.table.alpha.tolist() == [0.9]
 
 
+def test_a_key_is_of_what_is_in_the_files_that_a_parameter_names(tmp_path):
+    table = tmp_path / "pairs.csv"
+    keys = set()
+    for content in ("alpha\n0.9\n", "alpha\n0.8\n"):
+        table.write_text(content)
+        keys |= {execute.key_of({}, {"table": str(table)}) for _ in range(2)}
+    table.unlink()
+    assert len(keys | {execute.key_of({}, {"table": str(table)})}) == 3
+    assert execute.key_of({}, {"text": "/" + 5_000 * "x"}), "a text is no file"
+
+
 def test_a_key_is_of_code_parameters_source_and_lock_and_of_nothing_else(tiny, monkeypatch):
     def key(**parameters):
         return execute.key_of(execute.versions_of(tiny.path), {"alpha": 1} | parameters)

@@ -56,8 +56,11 @@ def versions_of(notebook: Path) -> dict[str, str | None]:
 
 
 def key_of(versions: Mapping, parameters: Mapping) -> str:
-    """A digest of all that decides what a run gives."""
-    parts = json.dumps([dict(versions), dict(parameters)], sort_keys=True)
+    """A digest of all that decides what a run gives, the content of files it is given included."""
+    texts = [value for value in parameters.values() if isinstance(value, str)]
+    files = [text for text in texts if os.path.isabs(text) and os.path.isfile(text)]
+    contents = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files]
+    parts = json.dumps([dict(versions), dict(parameters), *contents], sort_keys=True)
     return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 

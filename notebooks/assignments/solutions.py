@@ -112,10 +112,10 @@ def of_code(comment: str, slips: list[tuple[Sample, dict[str, str], str]]) -> st
     parts += ["Slips that were tried:"] if slips else []
     for sample, told, change in slips:
         if sample.times_out or sample.status != "graded":
-            told = {"all of it": "stopped after a minute" if sample.times_out else sample.status}
-        losses = [f"`{check}`: {message}" for check, message in told.items()]
-        end = "; ".join(losses) or "loses nothing"
-        parts.append(f"*{sample.name}*. {end}\n\n```diff\n{change}\n```")
+            why = "stopped after a minute" if sample.times_out else sample.status
+            told = dict.fromkeys(sample.loses, why)
+        losses = "; ".join(f"`{check}`: {message}" for check, message in told.items())
+        parts.append(f"*{sample.name}*. {losses}\n\n```diff\n{change}\n```")
     return "\n\n".join(parts)
 
 
@@ -144,8 +144,8 @@ def messages(source: nbformat.NotebookNode, name: str) -> dict[str, list]:
     All is run in a process of its own, which the notebook may do with as it likes.
     """
     cells = [(grade_id(c), c.source) for c in source.cells if c.cell_type == "code"]
-    planted = [v for v in SAMPLES if v.replace and name in v.assignments]
-    tried = [v for v in planted if v.status == "graded" and not v.times_out and v.loses]
+    planted = [v for v in SAMPLES if v.replace and v.loses and name in v.assignments]
+    tried = [v for v in planted if v.status == "graded" and not v.times_out]
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         told = pool.submit(try_all, cells, tried).result()

@@ -99,10 +99,10 @@ def test_slips_are_told_what_the_checks_say(capfd):
 
 
 def test_a_slip_that_cannot_be_tried_says_how_it_ends():
-    endless = samples.Sample("endless", loses=["f-check"], times_out=True)
+    endless = samples.Sample("endless", loses=["f-check", "g-check"], times_out=True)
     crash = samples.Sample("crash", loses=["all"], status="crashed")
     text = solutions.of_code("Why.", [(endless, {}, "+ while True"), (crash, {}, "+ exit")])
-    assert "*endless*. `f-check`: stopped after a minute" in text
+    assert "*endless*. `f-check`, `g-check`: stopped after a minute" in text
     assert "*crash*. `all`: crashed" in text and "```diff\n+ exit\n```" in text
 
 

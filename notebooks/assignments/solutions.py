@@ -114,7 +114,10 @@ def of_code(comment: str, slips: list[tuple[Sample, dict[str, str], str]]) -> st
         if sample.times_out or sample.status != "graded":
             why = "stopped after a minute" if sample.times_out else sample.status
             told = dict.fromkeys(sample.loses, why)
-        losses = "; ".join(f"`{check}`: {message}" for check, message in told.items())
+        checks = {}
+        for check, message in told.items():
+            checks.setdefault(message, []).append(f"`{check}`")
+        losses = "; ".join(f"{', '.join(names)}: {said}" for said, names in checks.items())
         parts.append(f"*{sample.name}*. {losses}\n\n```diff\n{change}\n```")
     return "\n\n".join(parts)
 

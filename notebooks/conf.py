@@ -27,7 +27,7 @@ copyright = "the authors of the companion, MIT licence"
 version = release = dss.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
-exclude_patterns = ["assignments/source", "params", "**/.ipynb_checkpoints"]
+exclude_patterns = ["assignments/source", "assignments/lecture", "params", "**/.ipynb_checkpoints"]
 
 nb_execution_mode = "off"
 nb_merge_streams = True

@@ -93,6 +93,25 @@ TRAIN_TO = """
 
 from dss.train import train_to as f
 """
+BACKWARD = """
+    theta = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([theta], lr=lr)
+    for step in range(max_steps + 1):
+        loss = task.losses(theta[None])[0]
+        if loss <= alpha * L0:
+            return theta.detach()
+        if step < max_steps:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return None
+"""
+# The optimizer of PyTorch is welcome, with the gradient of the task.
+OPTIMIZER = BACKWARD.replace("loss.backward()", "theta.grad = task.gradients(theta[None])[1][0]")
+LOSSES_BETWEEN = """
+    t = torch.linspace(0, 1, n_t, dtype=torch.float64)
+    return task.losses_between(theta_1[None], theta_2[None], t)[0]
+"""
 LOSSES_ALONG = """
     return f(task, torch.stack([theta_1, theta_2]), n_t)[1][0]
 
@@ -100,6 +119,7 @@ LOSSES_ALONG = """
 from dss import losses_along as f
 """
 LINE = "theta_1 * (1 - t) + theta_2 * t"
+AXIS_NAMES = 'axes.set(xlabel="$t$", ylabel="loss (mean squared error)")'
 L0_LINE = 'axes.axhline(L0, color="black", linestyle="--", label="$L_0$")'
 LOW = """    if dss.interpolated_loss(task, theta_1, theta_2).max() <= L0:
         return line, True
@@ -118,44 +138,164 @@ LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, 
 FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))
 ONE_GROUP, ONE_SEED = BODY["experiment"].replace(FRESH, "own"), BODY["run"].replace(SEEDED, "own")
 
-# By name: the cell, and what is replaced in its solution; each loses the check of that cell.
+STEPS = {
+    "interpolate": ["check", "values", "unchanged"],
+    "gamma": ["check", "grid", "values"],
+    "train_bead": ["check", "step", "stop", "unchanged", "limit"],
+    "segments": ["check", "order", "maximum"],
+}
+ALL = {cell: [f"{cell}-{step}" for step in steps] for cell, steps in STEPS.items()}
+
+# By name: the cell, what is replaced in its solution, and the checks that it loses; where none is
+# named, the one that is called after the cell.
 WRONG = {
-    "dss.theta": ("interpolate", LINE, "dss.theta.interpolate(theta_1, theta_2, t)"),
+    "dss.theta": (
+        "interpolate",
+        LINE,
+        "dss.theta.interpolate(theta_1, theta_2, t)",
+        *ALL["interpolate"],
+    ),
     "alias": (
         "interpolate",
         BODY["interpolate"],
         "    return f(theta_1, theta_2, t)\n\n\nfrom dss import interpolate as f\n",
+        *ALL["interpolate"],
     ),
+    "a stack of one": ("interpolate", LINE, f"({LINE})[None]"),
+    "33 parameters": ("interpolate", LINE, f"torch.zeros(33) + {LINE}"),
+    "theta_2 at t = 1": (
+        "interpolate",
+        BODY["interpolate"],
+        f"    if t == 1:\n        theta_1.copy_(theta_2)\n    return {LINE}\n",
+        "interpolate-unchanged",
+    ),
+    "always theta_1": ("interpolate", LINE, "theta_1", *ALL["interpolate"][1:]),
+    "t as a percentage": ("interpolate", "(1 - t)", "(100 - t) / 100", "interpolate-values"),
     "dss.curve": (
         "gamma",
         BODY["gamma"],
         "    return dss.curve.interpolated_loss(task, theta_1, theta_2, n_t)\n",
+        *ALL["gamma"],
     ),
-    "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG),
-    "dots without L0": ("draw", BODY["draw"], DOTS.replace("LINE", "")),
-    "line without L0": ("draw", L0_LINE, ""),
-    "steep L0": ("draw", "axes.axhline(L0,", "axes.axvline(L0,"),
+    "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG, *ALL["gamma"]),
+    "losses_between": ("gamma", BODY["gamma"], LOSSES_BETWEEN, *ALL["gamma"]),
+    "gamma backwards": ("gamma", "linspace(0, 1,", "linspace(1, 0,", "gamma-grid"),
+    "uneven grid": ("gamma", "float64)\n", "float64) ** 2\n", "gamma-grid"),
+    "a column": ("gamma", "theta_2, t))", "theta_2, t))[:, None]"),
+    "root of the loss": ("gamma", "theta_2, t))", "theta_2, t)).sqrt()", *ALL["gamma"][1:]),
+    "in units of L0": ("height", "gamma.max()) - L0", "gamma.max()) / L0 - 1", "height-value"),
+    "largest loss": ("height", "gamma.max()) - L0", "gamma.max())", "height-value"),
+    "distance": (
+        "height",
+        "max(float(gamma.max()) - L0, 0.0)",
+        "abs(float(gamma.max()) - L0)",
+    ),
+    "tensor of a height": (
+        "height",
+        "max(float(gamma.max()) - L0, 0.0)",
+        "(gamma.max() - L0).clamp(min=0)",
+    ),
+    "inside alone": ("height", "gamma.max()", "gamma[1:-1].max()", "height-value"),
+    "dots without L0": ("draw", BODY["draw"], DOTS.replace("LINE", ""), "draw-lines"),
+    "line without L0": ("draw", L0_LINE, "", "draw-lines"),
+    "steep L0": ("draw", "axes.axhline(L0,", "axes.axvline(L0,", "draw-lines"),
+    "gamma against its index": ("draw", "axes.plot(t, gamma,", "axes.plot(gamma,", "draw-lines"),
+    "axes without names": ("draw", AXIS_NAMES, ""),
+    "axes kept": ("draw", "    return axes\n", ""),
+    "axes shown": ("draw", "    return axes\n", "    plt.show()\n"),
+    "outputs are averaged": ("quarter", '"c"}', '"c", "d"}'),
+    "units of a barrier": ("barrier", '{"a", "d"}', '{"b", "d"}'),
+    "half-way of a copy": ("permutation", '"c"}', '"c", "d"}'),
     "dss.curve.t_star": (
         "t_star",
         BODY["t_star"],
         '    return float(dss.curve.t_star(task, theta_1, theta_2, n_t, "grid"))\n',
+        "t_star-check",
+        "t_star-value",
     ),
-    "last step untested": ("train_bead", "range(max_steps + 1)", "range(max_steps)"),
+    "k / n_t": ("t_star", "/ (n_t - 1)", "/ n_t"),
+    "33 points": ("t_star", "n_t)\n", "33)\n    n_t = 33\n"),
+    "a tensor of a position": ("t_star", ".item() / (n_t - 1)", " / (n_t - 1)"),
+    "the loss there": (
+        "t_star",
+        "gamma.argmax().item() / (n_t - 1)",
+        "gamma.max().item()",
+        "t_star-value",
+    ),
+    "the first half": (
+        "t_star",
+        "gamma.argmax()",
+        "gamma[: n_t // 2 + 1].argmax()",
+        "t_star-value",
+    ),
+    "without the last": ("t_star", "gamma.argmax()", "gamma[:-1].argmax()", "t_star-value"),
+    "1 - t_star": ("t_star", "    return gamma", "    return 1 - gamma", "t_star-value"),
+    "last step untested": (
+        "train_bead",
+        "range(max_steps + 1)",
+        "range(max_steps)",
+        "train_bead-limit",
+    ),
     "ten times the steps": (
         "train_bead",
         "theta = start.clone()",
         "theta, max_steps = start.clone(), 10 * max_steps",
+        "train_bead-limit",
     ),
     "one step more": (
         "train_bead",
         "theta = start.clone()",
         "theta, max_steps = start.clone(), max_steps + 1",
+        "train_bead-limit",
     ),
-    "below alpha L0": ("train_bead", "<= alpha * L0", "< alpha * L0"),
-    "train_to": ("train_bead", BODY["train_bead"], TRAIN_TO),
-    "middle of segments": ("segments", ".max() <= L0", "[n_t // 2] <= L0"),
-    "five points": ("segments", "*pair, n_t", "*pair, 5"),
-    "two segments": ("segments", "for pair in pairs]", "for pair in list(pairs)[:2]]"),
+    "below alpha L0": ("train_bead", "<= alpha * L0", "< alpha * L0", "train_bead-stop"),
+    "alpha squared": ("train_bead", "<= alpha * L0", "<= alpha**2 * L0", "train_bead-stop"),
+    "a step at first": (
+        "train_bead",
+        "if task.losses(theta[None])[0] <= alpha",
+        "if step and task.losses(theta[None])[0] <= alpha",
+        "train_bead-stop",
+    ),
+    "returns the start": (
+        "train_bead",
+        "            return theta\n",
+        "            return start\n",
+        *ALL["train_bead"][1:4],
+    ),
+    "half the gradient": (
+        "train_bead",
+        "lr * gradients[0]",
+        "0.5 * lr * gradients[0]",
+        "train_bead-step",
+        "train_bead-limit",
+    ),
+    "a row of a bead": (
+        "train_bead",
+        "            return theta\n",
+        "            return theta[None]\n",
+    ),
+    "train_to": ("train_bead", BODY["train_bead"], TRAIN_TO, *ALL["train_bead"]),
+    "backward of losses": ("train_bead", BODY["train_bead"], BACKWARD, *ALL["train_bead"]),
+    "a network that is no stack": (
+        "train_bead",
+        "_, gradients = task.gradients(theta[None])",
+        "_, gradients = task.gradients(theta)[0], task.gradients(theta)[1][None]",
+        *ALL["train_bead"],
+    ),
+    "a bead at L0": ("bead_losses", '{"c", "d"}', '{"b", "c", "d"}'),
+    "a high segment is no path": ("one_low", '"d"}', '"c", "d"}'),
+    "middle of segments": ("segments", ".max() <= L0", "[n_t // 2] <= L0", "segments-maximum"),
+    "five points": ("segments", "*pair, n_t", "*pair, 5", "segments-maximum"),
+    "segments of beads": ("segments", ".max() <= L0", ".max() <= alpha * L0", "segments-maximum"),
+    "backwards": ("segments", "for pair in pairs]", "for pair in pairs][::-1]", "segments-order"),
+    "always low": ("segments", "bool(dss", "True or bool(dss", *ALL["segments"][1:]),
+    "two segments": (
+        "segments",
+        "for pair in pairs]",
+        "for pair in list(pairs)[:2]]",
+        "segments-check",
+        "segments-order",
+    ),
     "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5"),
     "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star("),
     "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0"),
@@ -190,11 +330,6 @@ WRONG = {
         RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
     ),
     "one generator for all values": ("run", BODY["run"], f"    own = {SEEDED}\n{ONE_SEED}"),
-    "a network that is no stack": (
-        "train_bead",
-        "_, gradients = task.gradients(theta[None])",
-        "_, gradients = task.gradients(theta)[0], task.gradients(theta)[1][None]",
-    ),
 }
 
 # Answers that are as good as the reference; each keeps all checks.
@@ -216,6 +351,13 @@ RIGHT = {
         "task.losses(theta[None])[0]",
         "task.gradients(theta[None])[0][0]",
     ),
+    "loss over L0": (
+        "train_bead",
+        "task.losses(theta[None])[0] <= alpha * L0",
+        "task.losses(theta[None])[0] / L0 <= alpha",
+    ),
+    "optimizer of PyTorch": ("train_bead", BODY["train_bead"], OPTIMIZER),
+    "letters": ("quarter", '{"a", "b", "c"}', '"cab"'),
     "all at once": (
         "segments",
         BODY["segments"],
@@ -248,13 +390,21 @@ def answers(table):
     return [in_order(ASSIGNMENT[cell], answer, id=answer) for answer, (cell, *_) in table.items()]
 
 
+def checks_of(cell):
+    """The checks of a cell, in their order."""
+    return [check for check in points_of_checks(ASSIGNMENT[cell]) if check.startswith(f"{cell}-")]
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("answer", answers(WRONG))
-def test_a_wrong_answer_loses_its_check(answer, group):
-    cell, *_ = WRONG[answer]
-    lost = dict(failures(ASSIGNMENT[cell], group, [WRONG[answer]], last=f"{cell}-check"))
-    assert f"{cell}-check" in lost and cell not in lost
-    assert not lost[f"{cell}-check"].startswith(("NameError", "AttributeError"))  # a stale name
+def test_a_wrong_answer_loses_its_checks(answer, group):
+    cell, old, new, *loses = WRONG[answer]
+    checks = checks_of(cell)
+    lost = dict(failures(ASSIGNMENT[cell], group, [(cell, old, new)], last=checks[-1]))
+    assert [check for check in checks if check in lost] == (loses or [f"{cell}-check"])
+    assert cell not in lost
+    told = [lost[check] for check in checks if check in lost]
+    assert not any(text.startswith(("NameError", "AttributeError")) for text in told)  # stale names
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -262,6 +412,68 @@ def test_a_wrong_answer_loses_its_check(answer, group):
 def test_a_right_answer_loses_nothing(answer, group):
     cell, *_ = RIGHT[answer]
     assert failures(ASSIGNMENT[cell], group, [RIGHT[answer]]) == []
+
+
+# What students see of the checks
+
+
+# By name of a slip in WRONG or the samples: what the visible part of a check says.
+SEEN = {
+    "t-swapped": "t and 1 - t are swapped",
+    "changed-in-place": "theta_1 was changed in place",
+    "an-array": "interpolate returns a ndarray; a tensor is needed",
+    "calls-dss": "write Eq. (1) yourself, without dss.interpolate",
+    "grid-without-last": "your grid ends at t = 0.800; it has to end at 1",
+    "gamma backwards": "t and 1 - t are swapped",
+    "a column": "gamma has shape (33, 1) for n_t = 33",
+    "training-sample": "on the evaluation set",
+    "in units of L0": "do not divide by L0",
+    "largest loss": "0.9 is the largest loss",
+    "below-zero": "never negative",
+    "axes kept": "end with `return axes`",
+    "line without L0": "no horizontal line at L0",
+    "gamma against its index": "gamma against t is not in the figure",
+    "lowest-point": "argmax or argmin?",
+    "index-for-position": "a float is needed",
+    "k / n_t": "k / (n_t - 1), not k / n_t",
+    "inner-grid": "falls from its end t = 0 on",
+    "trained-to-L0": "at most L0 = 1, but not alpha * L0",
+    "below alpha L0": "exactly 1/4 is low enough",
+    "start-overwritten": "start was changed in place",
+    "last-step-untested": "test after the last step too",
+    "failure-not-said": "return None",
+    "a row of a bead": "(P,) is needed",
+    "lr-of-its-own": "are lr and task.gradients used?",
+    "backward of losses": "task.losses carries no gradient",
+    "calls-train_to": "write the descent yourself, without dss.train_to",
+    "tests-the-lowest": "does the largest gamma decide?",
+    "segments of beads": "not alpha * L0",
+    "backwards": "each alone, in order",
+}
+
+
+def slip(name):
+    """Its changes: triples (cell, old, new)."""
+    if name in WRONG:
+        return [WRONG[name][:3]]
+    (sample,) = [sample for sample in samples.SAMPLES if sample.name == name]
+    return [(cell, *both) for cell, pairs in sample.replace.items() for both in pairs]
+
+
+def without_hidden_tests(name, checks):
+    for check in checks:
+        code = cell_of(source(name), check).source
+        yield check, code[code.index("### BEGIN HIDDEN TESTS") :], ""
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_common_slip_is_seen_before_it_is_handed_in(name):
+    changes = slip(name)
+    cell = changes[0][0]
+    checks = checks_of(cell)
+    hidden = without_hidden_tests(ASSIGNMENT[cell], checks)
+    seen = dict(failures(ASSIGNMENT[cell], 0, [*changes, *hidden], last=checks[-1]))
+    assert any(SEEN[name] in text for text in seen.values()), seen
 
 
 # How they are run
@@ -331,7 +543,7 @@ def test_a_sample_loses_what_is_planted(sample, name):
 
 def test_every_sample_is_run_in_one_process_or_by_nbgrader():
     by_nbgrader = {sample.name for sample in samples.SAMPLES if sample.name in REPRESENTATIVES}
-    assert by_nbgrader == set(REPRESENTATIVES) and len(HANDED_IN) == 44
+    assert by_nbgrader == set(REPRESENTATIVES)
     here = {parameter.id for parameter in IN_ONE_PROCESS}
     assert {f"{s.name}-{name}" for s, name in HANDED_IN if s.name not in by_nbgrader} <= here
     assert {s.name for s in samples.SAMPLES if not is_run_in_one_process(s)} == {"endless", "crash"}

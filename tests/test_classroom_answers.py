@@ -86,6 +86,15 @@ FIND_STRINGS = """
 
 from dss.sampling import find_strings as f
 """
+ONE_PAIR = """
+    settings = {"alpha": alpha, "max_depth": max_depth, "optimizer": "sgd", "lr": 0.01}
+    s = f(task, theta_1, theta_2, L0, generator=generator, **settings)
+    return s.thetas, s.connected
+
+
+from dss import find_string as f
+"""
+ARRAY = "torch.cat([torch.as_tensor(left), torch.as_tensor(right)[1:]]).numpy()"
 TRAIN_TO = """
     done = f(task, start, alpha * L0, optimizer="sgd", lr=lr, max_steps=max_steps, check_every=1)
     return done.thetas[0] if done.reached[0] else None
@@ -177,6 +186,9 @@ WRONG = {
     "segments to alpha L0": ("find_string", ".max() <= L0", ".max() <= alpha * L0"),
     "left half only says": ("find_string", "left_low and right_low", "left_low"),
     "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS),
+    "find_string": ("find_string", BODY["find_string"], ONE_PAIR),
+    "array": ("find_string", "torch.cat([left, right[1:]])", ARRAY),
+    "changed in place": ("find_string", "    rest = L0", "    theta_2 *= 1.001\n    rest = L0"),
     "first segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", FIRST_DROPPED),
     "last segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", LAST_DROPPED),
     "literal lists": ("experiment", BODY["experiment"], LITERAL),
@@ -195,6 +207,32 @@ WRONG = {
         "_, gradients = task.gradients(theta[None])",
         "_, gradients = task.gradients(theta)[0], task.gradients(theta)[1][None]",
     ),
+}
+
+# The step that a wrong answer loses, where that is not the `-check` of its cell.
+STEP = {
+    "t* = 1/2": "find_string-t_star",
+    "1 - t*": "find_string-t_star",
+    "middle of gamma": "find_string-segment",
+    "gives up on the right": "find_string-halves",
+    "gives up on the left": "find_string-order",
+    "low segments too": "find_string-segment",
+    "None is a bead": "find_string-failed_bead",
+    "start for a failure": "find_string-failed_bead",
+    "depth of the right": "find_string-halves",
+    "one level more": "find_string-depth",
+    "segments to alpha L0": "find_string-segment",
+    "left half only says": "find_string-low",
+    "changed in place": "find_string-ends",
+    "first segment dropped": "Gamma_tilde-segments",
+    "last segment dropped": "Gamma_tilde-segments",
+    "literal lists": "experiment-numbers",
+    "one generator": "experiment-numbers",
+    "alpha = 1": "experiment-numbers",
+    "another seed": "experiment-numbers",
+    "another L0": "experiment-numbers",
+    "rounded": "experiment-numbers",
+    "one generator for all values": "run-generator",
 }
 
 # Answers that are as good as the reference; each keeps all checks.
@@ -252,9 +290,26 @@ def answers(table):
 @pytest.mark.parametrize("answer", answers(WRONG))
 def test_a_wrong_answer_loses_its_check(answer, group):
     cell, *_ = WRONG[answer]
-    lost = dict(failures(ASSIGNMENT[cell], group, [WRONG[answer]], last=f"{cell}-check"))
-    assert f"{cell}-check" in lost and cell not in lost
-    assert not lost[f"{cell}-check"].startswith(("NameError", "AttributeError"))  # a stale name
+    step = STEP.get(answer, f"{cell}-check")
+    lost = dict(failures(ASSIGNMENT[cell], group, [WRONG[answer]], last=step))
+    assert list(lost) == [step]
+    assert not lost[step].startswith(("NameError", "AttributeError"))  # a stale name
+
+
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        ("find_string", "write find_string yourself, without dss.find_string"),
+        ("find_strings", "write find_string yourself, without dss.find_strings"),
+        ("array", "the string is a ndarray; a tensor (K, P) is needed"),
+        ("changed in place", "was changed in place: work on a copy"),
+        ("None is a bead", "where train_bead returns None"),
+    ],
+)
+def test_a_message_says_what_the_slip_is(answer, what):
+    cell, *_ = WRONG[answer]
+    step = STEP.get(answer, f"{cell}-check")
+    assert what in dict(failures(ASSIGNMENT[cell], 0, [WRONG[answer]], last=step))[step]
 
 
 @pytest.mark.parametrize("group", GROUPS)

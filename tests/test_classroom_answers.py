@@ -102,6 +102,25 @@ TRAIN_TO = """
 
 from dss.train import train_to as f
 """
+BACKWARD = """
+    theta = start.clone().requires_grad_()
+    optimizer = torch.optim.SGD([theta], lr=lr)
+    for step in range(max_steps + 1):
+        loss = task.losses(theta[None])[0]
+        if loss <= alpha * L0:
+            return theta.detach()
+        if step < max_steps:
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return None
+"""
+# The optimizer of PyTorch is welcome, with the gradient of the task.
+OPTIMIZER = BACKWARD.replace("loss.backward()", "theta.grad = task.gradients(theta[None])[1][0]")
+LOSSES_BETWEEN = """
+    t = torch.linspace(0, 1, n_t, dtype=torch.float64)
+    return task.losses_between(theta_1[None], theta_2[None], t)[0]
+"""
 LOSSES_ALONG = """
     return f(task, torch.stack([theta_1, theta_2]), n_t)[1][0]
 
@@ -109,6 +128,7 @@ LOSSES_ALONG = """
 from dss import losses_along as f
 """
 LINE = "theta_1 * (1 - t) + theta_2 * t"
+AXIS_NAMES = 'axes.set(xlabel="$t$", ylabel="loss (mean squared error)")'
 L0_LINE = 'axes.axhline(L0, color="black", linestyle="--", label="$L_0$")'
 LOW = """    if dss.interpolated_loss(task, theta_1, theta_2).max() <= L0:
         return line, True
@@ -127,112 +147,251 @@ LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, 
 FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))
 ONE_GROUP, ONE_SEED = BODY["experiment"].replace(FRESH, "own"), BODY["run"].replace(SEEDED, "own")
 
-# By name: the cell, and what is replaced in its solution; each loses the check of that cell.
+STEPS = {
+    "interpolate": ["check", "values", "unchanged"],
+    "gamma": ["check", "grid", "values"],
+    "train_bead": ["check", "step", "stop", "unchanged", "limit"],
+    "segments": ["check", "order", "maximum"],
+    "find_string": ["check", "ends", "segment", "t_star", "target", "depth", "halves"],
+}
+STEPS["find_string"] += ["failed_bead", "order", "low"]
+ALL = {cell: [f"{cell}-{step}" for step in steps] for cell, steps in STEPS.items()}
+
+# By name: the cell, what is replaced in its solution, and the checks that it loses; where none is
+# named, the one that is called after the cell.
 WRONG = {
-    "dss.theta": ("interpolate", LINE, "dss.theta.interpolate(theta_1, theta_2, t)"),
+    "dss.theta": (
+        "interpolate",
+        LINE,
+        "dss.theta.interpolate(theta_1, theta_2, t)",
+        *ALL["interpolate"],
+    ),
     "alias": (
         "interpolate",
         BODY["interpolate"],
         "    return f(theta_1, theta_2, t)\n\n\nfrom dss import interpolate as f\n",
+        *ALL["interpolate"],
     ),
+    "a stack of one": ("interpolate", LINE, f"({LINE})[None]"),
+    "33 parameters": ("interpolate", LINE, f"torch.zeros(33) + {LINE}"),
+    "theta_2 at t = 1": (
+        "interpolate",
+        BODY["interpolate"],
+        f"    if t == 1:\n        theta_1.copy_(theta_2)\n    return {LINE}\n",
+        "interpolate-unchanged",
+    ),
+    "always theta_1": ("interpolate", LINE, "theta_1", *ALL["interpolate"][1:]),
+    "t as a percentage": ("interpolate", "(1 - t)", "(100 - t) / 100", "interpolate-values"),
     "dss.curve": (
         "gamma",
         BODY["gamma"],
         "    return dss.curve.interpolated_loss(task, theta_1, theta_2, n_t)\n",
+        *ALL["gamma"],
     ),
-    "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG),
-    "dots without L0": ("draw", BODY["draw"], DOTS.replace("LINE", "")),
-    "line without L0": ("draw", L0_LINE, ""),
-    "steep L0": ("draw", "axes.axhline(L0,", "axes.axvline(L0,"),
+    "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG, *ALL["gamma"]),
+    "losses_between": ("gamma", BODY["gamma"], LOSSES_BETWEEN, *ALL["gamma"]),
+    "gamma backwards": ("gamma", "linspace(0, 1,", "linspace(1, 0,", "gamma-grid"),
+    "uneven grid": ("gamma", "float64)\n", "float64) ** 2\n", "gamma-grid"),
+    "a column": ("gamma", "theta_2, t))", "theta_2, t))[:, None]"),
+    "root of the loss": ("gamma", "theta_2, t))", "theta_2, t)).sqrt()", *ALL["gamma"][1:]),
+    "in units of L0": ("height", "gamma.max()) - L0", "gamma.max()) / L0 - 1", "height-value"),
+    "largest loss": ("height", "gamma.max()) - L0", "gamma.max())", "height-value"),
+    "distance": (
+        "height",
+        "max(float(gamma.max()) - L0, 0.0)",
+        "abs(float(gamma.max()) - L0)",
+    ),
+    "tensor of a height": (
+        "height",
+        "max(float(gamma.max()) - L0, 0.0)",
+        "(gamma.max() - L0).clamp(min=0)",
+    ),
+    "inside alone": ("height", "gamma.max()", "gamma[1:-1].max()", "height-value"),
+    "dots without L0": ("draw", BODY["draw"], DOTS.replace("LINE", ""), "draw-lines"),
+    "line without L0": ("draw", L0_LINE, "", "draw-lines"),
+    "steep L0": ("draw", "axes.axhline(L0,", "axes.axvline(L0,", "draw-lines"),
+    "gamma against its index": ("draw", "axes.plot(t, gamma,", "axes.plot(gamma,", "draw-lines"),
+    "axes without names": ("draw", AXIS_NAMES, ""),
+    "axes kept": ("draw", "    return axes\n", ""),
+    "axes shown": ("draw", "    return axes\n", "    plt.show()\n"),
+    "outputs are averaged": ("quarter", '"c"}', '"c", "d"}'),
+    "units of a barrier": ("barrier", '{"a", "d"}', '{"b", "d"}'),
+    "half-way of a copy": ("permutation", '"c"}', '"c", "d"}'),
     "dss.curve.t_star": (
         "t_star",
         BODY["t_star"],
         '    return float(dss.curve.t_star(task, theta_1, theta_2, n_t, "grid"))\n',
+        "t_star-check",
+        "t_star-value",
     ),
-    "last step untested": ("train_bead", "range(max_steps + 1)", "range(max_steps)"),
+    "k / n_t": ("t_star", "/ (n_t - 1)", "/ n_t"),
+    "33 points": ("t_star", "n_t)\n", "33)\n    n_t = 33\n"),
+    "a tensor of a position": ("t_star", ".item() / (n_t - 1)", " / (n_t - 1)"),
+    "the loss there": (
+        "t_star",
+        "gamma.argmax().item() / (n_t - 1)",
+        "gamma.max().item()",
+        "t_star-value",
+    ),
+    "the first half": (
+        "t_star",
+        "gamma.argmax()",
+        "gamma[: n_t // 2 + 1].argmax()",
+        "t_star-value",
+    ),
+    "without the last": ("t_star", "gamma.argmax()", "gamma[:-1].argmax()", "t_star-value"),
+    "1 - t_star": ("t_star", "    return gamma", "    return 1 - gamma", "t_star-value"),
+    "last step untested": (
+        "train_bead",
+        "range(max_steps + 1)",
+        "range(max_steps)",
+        "train_bead-limit",
+    ),
     "ten times the steps": (
         "train_bead",
         "theta = start.clone()",
         "theta, max_steps = start.clone(), 10 * max_steps",
+        "train_bead-limit",
     ),
     "one step more": (
         "train_bead",
         "theta = start.clone()",
         "theta, max_steps = start.clone(), max_steps + 1",
+        "train_bead-limit",
     ),
-    "below alpha L0": ("train_bead", "<= alpha * L0", "< alpha * L0"),
-    "train_to": ("train_bead", BODY["train_bead"], TRAIN_TO),
-    "middle of segments": ("segments", ".max() <= L0", "[n_t // 2] <= L0"),
-    "five points": ("segments", "*pair, n_t", "*pair, 5"),
-    "two segments": ("segments", "for pair in pairs]", "for pair in list(pairs)[:2]]"),
-    "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5"),
-    "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star("),
-    "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0"),
-    "gives up on the right": ("find_string", HALF, GIVE_UP + HALF),
-    "gives up on the left": (
-        "find_string",
-        HALF,
-        HALF + "\n    if not right_low:\n        left = torch.stack([theta_1, bead])",
+    "below alpha L0": ("train_bead", "<= alpha * L0", "< alpha * L0", "train_bead-stop"),
+    "alpha squared": ("train_bead", "<= alpha * L0", "<= alpha**2 * L0", "train_bead-stop"),
+    "a step at first": (
+        "train_bead",
+        "if task.losses(theta[None])[0] <= alpha",
+        "if step and task.losses(theta[None])[0] <= alpha",
+        "train_bead-stop",
     ),
-    "low segments too": ("find_string", LOW, DEPTH_FIRST),
-    "None is a bead": ("find_string", "    if bead is None:\n        return line, False\n", ""),
-    "start for a failure": (
-        "find_string",
-        "        return line, False\n    rest",
-        "        bead = start\n    rest",
+    "returns the start": (
+        "train_bead",
+        "            return theta\n",
+        "            return start\n",
+        *ALL["train_bead"][1:4],
     ),
-    "depth of the right": ("find_string", "theta_2, *rest)", DEEPER),
-    "one level more": ("find_string", "if max_depth == 0", "if max_depth == -1"),
-    "segments to alpha L0": ("find_string", ".max() <= L0", ".max() <= alpha * L0"),
-    "left half only says": ("find_string", "left_low and right_low", "left_low"),
-    "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS),
-    "find_string": ("find_string", BODY["find_string"], ONE_PAIR),
-    "array": ("find_string", "torch.cat([left, right[1:]])", ARRAY),
-    "changed in place": ("find_string", "    rest = L0", "    theta_2 *= 1.001\n    rest = L0"),
-    "first segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", FIRST_DROPPED),
-    "last segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", LAST_DROPPED),
-    "literal lists": ("experiment", BODY["experiment"], LITERAL),
-    "one generator": ("experiment", BODY["experiment"], f"own = {FRESH}\n{ONE_GROUP}"),
-    "alpha = 1": ("experiment", "L0, alpha, d", "L0, 1.0, d"),
-    "another seed": ("experiment", "manual_seed(group)", "manual_seed(group + 1)"),
-    "another L0": ("experiment", "L0, alpha, d", "0.8 * L0, alpha, d"),
-    "rounded": (
-        "experiment",
-        RING,
-        RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
+    "half the gradient": (
+        "train_bead",
+        "lr * gradients[0]",
+        "0.5 * lr * gradients[0]",
+        "train_bead-step",
+        "train_bead-limit",
     ),
-    "one generator for all values": ("run", BODY["run"], f"    own = {SEEDED}\n{ONE_SEED}"),
+    "a row of a bead": (
+        "train_bead",
+        "            return theta\n",
+        "            return theta[None]\n",
+    ),
+    "train_to": ("train_bead", BODY["train_bead"], TRAIN_TO, *ALL["train_bead"]),
+    "backward of losses": ("train_bead", BODY["train_bead"], BACKWARD, *ALL["train_bead"]),
     "a network that is no stack": (
         "train_bead",
         "_, gradients = task.gradients(theta[None])",
         "_, gradients = task.gradients(theta)[0], task.gradients(theta)[1][None]",
+        *ALL["train_bead"],
     ),
-}
-
-# The step that a wrong answer loses, where that is not the `-check` of its cell.
-STEP = {
-    "t* = 1/2": "find_string-t_star",
-    "1 - t*": "find_string-t_star",
-    "middle of gamma": "find_string-segment",
-    "gives up on the right": "find_string-halves",
-    "gives up on the left": "find_string-order",
-    "low segments too": "find_string-segment",
-    "None is a bead": "find_string-failed_bead",
-    "start for a failure": "find_string-failed_bead",
-    "depth of the right": "find_string-halves",
-    "one level more": "find_string-depth",
-    "segments to alpha L0": "find_string-segment",
-    "left half only says": "find_string-low",
-    "changed in place": "find_string-ends",
-    "first segment dropped": "Gamma_tilde-segments",
-    "last segment dropped": "Gamma_tilde-segments",
-    "literal lists": "experiment-numbers",
-    "one generator": "experiment-numbers",
-    "alpha = 1": "experiment-numbers",
-    "another seed": "experiment-numbers",
-    "another L0": "experiment-numbers",
-    "rounded": "experiment-numbers",
-    "one generator for all values": "run-generator",
+    "a bead at L0": ("bead_losses", '{"c", "d"}', '{"b", "c", "d"}'),
+    "a high segment is no path": ("one_low", '"d"}', '"c", "d"}'),
+    "middle of segments": ("segments", ".max() <= L0", "[n_t // 2] <= L0", "segments-maximum"),
+    "five points": ("segments", "*pair, n_t", "*pair, 5", "segments-maximum"),
+    "segments of beads": ("segments", ".max() <= L0", ".max() <= alpha * L0", "segments-maximum"),
+    "backwards": ("segments", "for pair in pairs]", "for pair in pairs][::-1]", "segments-order"),
+    "always low": ("segments", "bool(dss", "True or bool(dss", *ALL["segments"][1:]),
+    "two segments": (
+        "segments",
+        "for pair in pairs]",
+        "for pair in list(pairs)[:2]]",
+        "segments-check",
+        "segments-order",
+    ),
+    "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5", "find_string-t_star"),
+    "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star(", "find_string-t_star"),
+    "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0", "find_string-segment"),
+    "gives up on the right": ("find_string", HALF, GIVE_UP + HALF, "find_string-halves"),
+    "gives up on the left": (
+        "find_string",
+        HALF,
+        HALF + "\n    if not right_low:\n        left = torch.stack([theta_1, bead])",
+        "find_string-order",
+    ),
+    "low segments too": ("find_string", LOW, DEPTH_FIRST, "find_string-segment"),
+    "None is a bead": (
+        "find_string",
+        "    if bead is None:\n        return line, False\n",
+        "",
+        "find_string-failed_bead",
+    ),
+    "start for a failure": (
+        "find_string",
+        "        return line, False\n    rest",
+        "        bead = start\n    rest",
+        "find_string-failed_bead",
+    ),
+    "depth of the right": ("find_string", "theta_2, *rest)", DEEPER, "find_string-halves"),
+    "one level more": (
+        "find_string",
+        "if max_depth == 0",
+        "if max_depth == -1",
+        "find_string-depth",
+    ),
+    "segments to alpha L0": (
+        "find_string",
+        ".max() <= L0",
+        ".max() <= alpha * L0",
+        "find_string-segment",
+    ),
+    "left half only says": ("find_string", "left_low and right_low", "left_low", "find_string-low"),
+    "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS, *ALL["find_string"]),
+    "find_string": ("find_string", BODY["find_string"], ONE_PAIR, *ALL["find_string"]),
+    "array": ("find_string", "torch.cat([left, right[1:]])", ARRAY),
+    "changed in place": (
+        "find_string",
+        "    rest = L0",
+        "    theta_2 *= 1.001\n    rest = L0",
+        "find_string-ends",
+    ),
+    "first segment dropped": (
+        "Gamma_tilde",
+        "thetas[:-1], thetas[1:]",
+        FIRST_DROPPED,
+        "Gamma_tilde-segments",
+    ),
+    "last segment dropped": (
+        "Gamma_tilde",
+        "thetas[:-1], thetas[1:]",
+        LAST_DROPPED,
+        "Gamma_tilde-segments",
+    ),
+    "literal lists": ("experiment", BODY["experiment"], LITERAL, "experiment-numbers"),
+    "one generator": (
+        "experiment",
+        BODY["experiment"],
+        f"own = {FRESH}\n{ONE_GROUP}",
+        "experiment-numbers",
+    ),
+    "alpha = 1": ("experiment", "L0, alpha, d", "L0, 1.0, d", "experiment-numbers"),
+    "another seed": (
+        "experiment",
+        "manual_seed(group)",
+        "manual_seed(group + 1)",
+        "experiment-numbers",
+    ),
+    "another L0": ("experiment", "L0, alpha, d", "0.8 * L0, alpha, d", "experiment-numbers"),
+    "rounded": (
+        "experiment",
+        RING,
+        RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
+        "experiment-numbers",
+    ),
+    "one generator for all values": (
+        "run",
+        BODY["run"],
+        f"    own = {SEEDED}\n{ONE_SEED}",
+        "run-generator",
+    ),
 }
 
 # Answers that are as good as the reference; each keeps all checks.
@@ -254,6 +413,13 @@ RIGHT = {
         "task.losses(theta[None])[0]",
         "task.gradients(theta[None])[0][0]",
     ),
+    "loss over L0": (
+        "train_bead",
+        "task.losses(theta[None])[0] <= alpha * L0",
+        "task.losses(theta[None])[0] / L0 <= alpha",
+    ),
+    "optimizer of PyTorch": ("train_bead", BODY["train_bead"], OPTIMIZER),
+    "letters": ("quarter", '{"a", "b", "c"}', '"cab"'),
     "all at once": (
         "segments",
         BODY["segments"],
@@ -286,30 +452,21 @@ def answers(table):
     return [in_order(ASSIGNMENT[cell], answer, id=answer) for answer, (cell, *_) in table.items()]
 
 
+def checks_of(cell):
+    """The checks of a cell, in their order."""
+    return [check for check in points_of_checks(ASSIGNMENT[cell]) if check.startswith(f"{cell}-")]
+
+
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("answer", answers(WRONG))
-def test_a_wrong_answer_loses_its_check(answer, group):
-    cell, *_ = WRONG[answer]
-    step = STEP.get(answer, f"{cell}-check")
-    lost = dict(failures(ASSIGNMENT[cell], group, [WRONG[answer]], last=step))
-    assert list(lost) == [step]
-    assert not lost[step].startswith(("NameError", "AttributeError"))  # a stale name
-
-
-@pytest.mark.parametrize(
-    ("answer", "what"),
-    [
-        ("find_string", "write find_string yourself, without dss.find_string"),
-        ("find_strings", "write find_string yourself, without dss.find_strings"),
-        ("array", "the string is a ndarray; a tensor (K, P) is needed"),
-        ("changed in place", "was changed in place: work on a copy"),
-        ("None is a bead", "where train_bead returns None"),
-    ],
-)
-def test_a_message_says_what_the_slip_is(answer, what):
-    cell, *_ = WRONG[answer]
-    step = STEP.get(answer, f"{cell}-check")
-    assert what in dict(failures(ASSIGNMENT[cell], 0, [WRONG[answer]], last=step))[step]
+def test_a_wrong_answer_loses_its_checks(answer, group):
+    cell, old, new, *loses = WRONG[answer]
+    checks = checks_of(cell)
+    lost = dict(failures(ASSIGNMENT[cell], group, [(cell, old, new)], last=checks[-1]))
+    assert [check for check in checks if check in lost] == (loses or [f"{cell}-check"])
+    assert cell not in lost
+    told = [lost[check] for check in checks if check in lost]
+    assert not any(text.startswith(("NameError", "AttributeError")) for text in told)  # stale names
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -317,6 +474,86 @@ def test_a_message_says_what_the_slip_is(answer, what):
 def test_a_right_answer_loses_nothing(answer, group):
     cell, *_ = RIGHT[answer]
     assert failures(ASSIGNMENT[cell], group, [RIGHT[answer]]) == []
+
+
+# What students see of the checks
+
+
+# By name of a slip in WRONG or the samples: what the visible part of a check says.
+SEEN = {
+    "t-swapped": "t and 1 - t are swapped",
+    "changed-in-place": "theta_1 was changed in place",
+    "an-array": "interpolate returns a ndarray; a tensor is needed",
+    "calls-dss": "write Eq. (1) yourself, without dss.interpolate",
+    "grid-without-last": "your grid ends at t = 0.800; it has to end at 1",
+    "gamma backwards": "t and 1 - t are swapped",
+    "a column": "gamma has shape (33, 1) for n_t = 33",
+    "training-sample": "on the evaluation set",
+    "in units of L0": "do not divide by L0",
+    "largest loss": "0.9 is the largest loss",
+    "below-zero": "never negative",
+    "axes kept": "end with `return axes`",
+    "line without L0": "no horizontal line at L0",
+    "gamma against its index": "gamma against t is not in the figure",
+    "lowest-point": "argmax or argmin?",
+    "index-for-position": "a float is needed",
+    "k / n_t": "k / (n_t - 1), not k / n_t",
+    "inner-grid": "falls from its end t = 0 on",
+    "trained-to-L0": "at most L0 = 1, but not alpha * L0",
+    "below alpha L0": "exactly 1/4 is low enough",
+    "start-overwritten": "start was changed in place",
+    "last-step-untested": "test after the last step too",
+    "failure-not-said": "return None",
+    "a row of a bead": "(P,) is needed",
+    "lr-of-its-own": "are lr and task.gradients used?",
+    "backward of losses": "task.losses carries no gradient",
+    "calls-train_to": "write the descent yourself, without dss.train_to",
+    "tests-the-lowest": "does the largest gamma decide?",
+    "segments of beads": "not alpha * L0",
+    "backwards": "each alone, in order",
+    "find_string": "write find_string yourself, without dss.find_string",
+    "find_strings": "write find_string yourself, without dss.find_strings",
+    "array": "the string is a ndarray; a tensor (K, P) is needed",
+    "changed in place": "was changed in place: work on a copy",
+    "t* = 1/2": "t* = 0.70 is needed",
+    "beads-to-L0": "the bead is trained to L0; alpha * L0 is asked for",
+    "low segments too": "a line whose largest gamma is below L0 got a bead",
+    "one-level-more": "max_depth = 0, but there are beads at level 1",
+    "half-a-string": "search both, whatever the first gave",
+    "tries-again": "the first bead failed and was tried again",
+    "None is a bead": "where train_bead returns None",
+    "beads-twice": "some twice?",
+    "any-half-will-do": "find_string says True",
+    "beads-only": "look between networks",
+    "divided-by-L0": "the loss was divided by L0",
+    "first-segment-only": "the largest of the segments",
+    "ends-are-beads": "three networks are two ends and one bead",
+    "length-not-normalized": "divide by the distance of its ends",
+}
+
+
+def slip(name):
+    """Its changes: triples (cell, old, new)."""
+    if name in WRONG:
+        return [WRONG[name][:3]]
+    (sample,) = [sample for sample in samples.SAMPLES if sample.name == name]
+    return [(cell, *both) for cell, pairs in sample.replace.items() for both in pairs]
+
+
+def without_hidden_tests(name, checks):
+    for check in checks:
+        code = cell_of(source(name), check).source
+        yield check, code[code.index("### BEGIN HIDDEN TESTS") :], ""
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_a_common_slip_is_seen_before_it_is_handed_in(name):
+    changes = slip(name)
+    cell = changes[0][0]
+    checks = checks_of(cell)
+    hidden = without_hidden_tests(ASSIGNMENT[cell], checks)
+    seen = dict(failures(ASSIGNMENT[cell], 0, [*changes, *hidden], last=checks[-1]))
+    assert any(SEEN[name] in text for text in seen.values()), seen
 
 
 # How they are run
@@ -386,7 +623,7 @@ def test_a_sample_loses_what_is_planted(sample, name):
 
 def test_every_sample_is_run_in_one_process_or_by_nbgrader():
     by_nbgrader = {sample.name for sample in samples.SAMPLES if sample.name in REPRESENTATIVES}
-    assert by_nbgrader == set(REPRESENTATIVES) and len(HANDED_IN) == 44
+    assert by_nbgrader == set(REPRESENTATIVES)
     here = {parameter.id for parameter in IN_ONE_PROCESS}
     assert {f"{s.name}-{name}" for s, name in HANDED_IN if s.name not in by_nbgrader} <= here
     assert {s.name for s in samples.SAMPLES if not is_run_in_one_process(s)} == {"endless", "crash"}

@@ -58,8 +58,8 @@ def deleted(notebook, check):
 
 # On empty releases, where every point would be a gain: by assignment, one trick for each check.
 TRICKS = {
-    "1_gamma": [edited, skipped, turned_into_text, edited],
-    "2_bead": [deleted] * 3,
+    "1_gamma": [edited, skipped, turned_into_text, *[edited] * 10],
+    "2_bead": [deleted] * 12,
     "3_string": [ungraded] * 6,  # which nbgrader refuses
 }
 
@@ -236,12 +236,12 @@ def test_meddling_with_checks_gains_nothing(graded, trick, name):
 
 def test_deleted_checks_are_named(graded):
     row = graded.table.loc[("meddler", "2_bead")]
-    assert set(row.deleted.split(", ")) == {"t_star-check", "train_bead-check", "segments-check"}
+    assert set(row.deleted.split(", ")) == set(points_of_checks("2_bead"))
 
 
 def test_a_notebook_that_takes_all_memory_loses_one_cell(graded):
     row = graded.table.loc[("hungry", "2_bead")]
-    assert (row.status, row.lost) == ("graded", "t_star-check -4")
+    assert (row.status, row.lost) == ("graded", "t_star-check -1, t_star-value -2")
 
 
 def test_a_line_of_100_megabytes_is_cut(graded):

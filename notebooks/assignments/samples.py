@@ -33,7 +33,8 @@ class Sample:
 def wrong(
     assignment: str, name: str, cell: str, *replace: tuple[str, str], loses: list[str] | None = None
 ) -> Sample:
-    """A plausible mistake in one cell, which loses its `-check`, or the checks `loses`."""
+    """A plausible mistake in one cell, and the checks that it loses: where none is named, the one
+    that is called after the cell."""
     return Sample(name, [assignment], {cell: list(replace)}, loses or [f"{cell}-check"])
 
 
@@ -54,6 +55,7 @@ SAMPLES = [
         "t-swapped",
         "interpolate",
         ("theta_1 * (1 - t) + theta_2 * t", "theta_1 * t + theta_2 * (1 - t)"),
+        loses=["interpolate-values"],
     ),
     wrong(
         "1_gamma",
@@ -63,12 +65,38 @@ SAMPLES = [
             "    return theta_1 * (1 - t) + theta_2 * t",
             "    theta_1 *= 1 - t\n    theta_1 += theta_2 * t\n    return theta_1",
         ),
+        loses=["interpolate-unchanged"],
+    ),
+    wrong(
+        "1_gamma",
+        "an-array",
+        "interpolate",
+        ("theta_1 * (1 - t) + theta_2 * t", "(theta_1 * (1 - t) + theta_2 * t).numpy()"),
+        loses=["interpolate-check"],
     ),
     wrong(
         "1_gamma",
         "calls-dss",
         "interpolate",
         ("theta_1 * (1 - t) + theta_2 * t", "dss.interpolate(theta_1, theta_2, t)"),
+        loses=["interpolate-check", "interpolate-values", "interpolate-unchanged"],
+    ),
+    wrong(
+        "1_gamma",
+        "calls-losses_along",
+        "gamma",
+        (
+            "task.losses(dss.interpolate(theta_1, theta_2, t))",
+            "dss.losses_along(task, torch.stack([theta_1, theta_2]), len(t))[1][0]",
+        ),
+        loses=["gamma-check", "gamma-grid", "gamma-values"],
+    ),
+    wrong(
+        "1_gamma",
+        "always-33-points",
+        "gamma",
+        ("torch.linspace(0, 1, n_t,", "torch.linspace(0, 1, 33,"),
+        loses=["gamma-check"],
     ),
     wrong(
         "1_gamma",
@@ -78,6 +106,7 @@ SAMPLES = [
             "torch.linspace(0, 1, n_t, dtype=torch.float64)",
             "torch.linspace(0, 1, n_t + 2, dtype=torch.float64)[1:-1]",
         ),
+        loses=["gamma-grid"],
     ),
     wrong(
         "1_gamma",
@@ -87,49 +116,117 @@ SAMPLES = [
             "torch.linspace(0, 1, n_t, dtype=torch.float64)",
             "torch.arange(n_t, dtype=torch.float64) / n_t",
         ),
+        loses=["gamma-grid"],
     ),
     wrong(
         "1_gamma",
         "training-sample",
         "gamma",
         ("interpolate(theta_1, theta_2, t))", 'interpolate(theta_1, theta_2, t), "train")'),
+        loses=["gamma-values"],
     ),
-    wrong("1_gamma", "min-for-max", "height", ("gamma.max()", "gamma.min()")),
+    wrong(
+        "1_gamma",
+        "min-for-max",
+        "height",
+        ("gamma.max()", "gamma.min()"),
+        loses=["height-value"],
+    ),
+    wrong(
+        "1_gamma",
+        "below-zero",
+        "height",
+        ("max(float(gamma.max()) - L0, 0.0)", "float(gamma.max()) - L0"),
+        loses=["height-check"],
+    ),
     wrong(
         "1_gamma",
         "dots-without-L0",
         "draw",
         ('axes.plot(t, gamma, "o-", markersize=3,', "axes.scatter(t, gamma,"),
         ('    axes.axhline(L0, color="black", linestyle="--", label="$L_0$")\n', ""),
+        loses=["draw-lines"],
     ),
+    wrong("1_gamma", "barrier-for-no-path", "barrier", ('{"a", "d"}', '{"a", "c", "d"}')),
     wrong(
         "2_bead",
         "lowest-point",
         "t_star",
         ("gamma.argmax()", "gamma.argmin()"),
+        loses=["t_star-value"],
     ),
     wrong(
         "2_bead",
         "inner-grid",
         "t_star",
         ("gamma.argmax().item()", "(gamma[1:-1].argmax().item() + 1)"),
+        loses=["t_star-value"],
     ),
-    wrong("2_bead", "trained-to-L0", "train_bead", ("<= alpha * L0", "<= L0")),
+    wrong("2_bead", "index-for-position", "t_star", (" / (n_t - 1)", "")),
+    wrong(
+        "2_bead",
+        "calls-train_to",
+        "train_bead",
+        (
+            "    theta = start.clone()\n",
+            "    found = dss.train_to(\n"
+            '        task, start, alpha * L0, optimizer="sgd", lr=lr, max_steps=max_steps\n'
+            "    )\n"
+            "    return found.thetas[0] if found.reached[0] else None\n"
+            "    theta = start.clone()\n",
+        ),
+        loses=[f"train_bead-{step}" for step in ("check", "step", "stop", "unchanged", "limit")],
+    ),
+    wrong(
+        "2_bead",
+        "lr-of-its-own",
+        "train_bead",
+        ("lr * gradients[0]", "0.01 * gradients[0]"),
+        loses=["train_bead-step"],
+    ),
+    wrong(
+        "2_bead",
+        "trained-to-L0",
+        "train_bead",
+        ("<= alpha * L0", "<= L0"),
+        loses=["train_bead-stop"],
+    ),
     wrong(
         "2_bead",
         "start-overwritten",
         "train_bead",
         ("start.clone()", "start"),
         ("theta = theta - lr * gradients[0]", "theta -= lr * gradients[0]"),
+        loses=["train_bead-unchanged"],
     ),
     wrong(
         "2_bead",
         "last-step-untested",
         "train_bead",
         ("range(max_steps + 1)", "range(max_steps)"),
+        loses=["train_bead-limit"],
     ),
-    wrong("2_bead", "tests-the-middle", "segments", (".max() <= L0", "[n_t // 2] <= L0")),
-    wrong("2_bead", "tests-the-lowest", "segments", (".max() <= L0", ".min() <= L0")),
+    wrong(
+        "2_bead",
+        "failure-not-said",
+        "train_bead",
+        ("return None", "return theta"),
+        loses=["train_bead-limit"],
+    ),
+    wrong(
+        "2_bead",
+        "tests-the-middle",
+        "segments",
+        (".max() <= L0", "[n_t // 2] <= L0"),
+        loses=["segments-maximum"],
+    ),
+    wrong(
+        "2_bead",
+        "tests-the-lowest",
+        "segments",
+        (".max() <= L0", ".min() <= L0"),
+        loses=["segments-maximum"],
+    ),
     wrong(
         "3_string",
         "beads-to-L0",
@@ -403,7 +500,7 @@ SAMPLES = [
         "endless",
         ["2_bead"],
         {"t_star": [("def t_star(", "while True:\n    pass\n\n\ndef t_star(")]},
-        ["t_star-check"],
+        ["t_star-check", "t_star-value"],
         times_out=True,
     ),
     Sample(

@@ -141,7 +141,7 @@ DEPTH_FIRST = """    if max_depth == 0:
 GIVE_UP = """if not left_low:
         return torch.cat([left, theta_2[None]]), False
     """
-DEEPER = "theta_2, L0, alpha, min(max_depth, 6 if left_low else 2), generator)"
+DEEPER = "theta_2, L0, alpha, min(max_depth - 1, 6 if left_low else 2), generator)"
 FIRST_DROPPED = "*((thetas[1:-1], thetas[2:]) if len(thetas) > 2 else thetas[:, None])"
 LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, None])"
 FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))

@@ -34,7 +34,7 @@ REPRESENTATIVES = [
     "t-swapped",
     "start-overwritten",
     "global-seed",
-    "beads-only",
+    "calls-Gamma_tilde",
     "width-ignored",
     "chooses-depth",
 ]

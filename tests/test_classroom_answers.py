@@ -86,6 +86,15 @@ FIND_STRINGS = """
 
 from dss.sampling import find_strings as f
 """
+ONE_PAIR = """
+    settings = {"alpha": alpha, "max_depth": max_depth, "optimizer": "sgd", "lr": 0.01}
+    s = f(task, theta_1, theta_2, L0, generator=generator, **settings)
+    return s.thetas, s.connected
+
+
+from dss import find_string as f
+"""
+ARRAY = "torch.cat([torch.as_tensor(left), torch.as_tensor(right)[1:]]).numpy()"
 TRAIN_TO = """
     done = f(task, start, alpha * L0, optimizer="sgd", lr=lr, max_steps=max_steps, check_every=1)
     return done.thetas[0] if done.reached[0] else None
@@ -132,7 +141,7 @@ DEPTH_FIRST = """    if max_depth == 0:
 GIVE_UP = """if not left_low:
         return torch.cat([left, theta_2[None]]), False
     """
-DEEPER = "theta_2, L0, alpha, min(max_depth, 6 if left_low else 2), generator)"
+DEEPER = "theta_2, L0, alpha, min(max_depth - 1, 6 if left_low else 2), generator)"
 FIRST_DROPPED = "*((thetas[1:-1], thetas[2:]) if len(thetas) > 2 else thetas[:, None])"
 LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, None])"
 FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))
@@ -143,7 +152,9 @@ STEPS = {
     "gamma": ["check", "grid", "values"],
     "train_bead": ["check", "step", "stop", "unchanged", "limit"],
     "segments": ["check", "order", "maximum"],
+    "find_string": ["check", "ends", "segment", "t_star", "target", "depth", "halves"],
 }
+STEPS["find_string"] += ["failed_bead", "order", "low"]
 ALL = {cell: [f"{cell}-{step}" for step in steps] for cell, steps in STEPS.items()}
 
 # By name: the cell, what is replaced in its solution, and the checks that it loses; where none is
@@ -296,40 +307,91 @@ WRONG = {
         "segments-check",
         "segments-order",
     ),
-    "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5"),
-    "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star("),
-    "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0"),
-    "gives up on the right": ("find_string", HALF, GIVE_UP + HALF),
+    "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5", "find_string-t_star"),
+    "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star(", "find_string-t_star"),
+    "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0", "find_string-segment"),
+    "gives up on the right": ("find_string", HALF, GIVE_UP + HALF, "find_string-halves"),
     "gives up on the left": (
         "find_string",
         HALF,
         HALF + "\n    if not right_low:\n        left = torch.stack([theta_1, bead])",
+        "find_string-order",
     ),
-    "low segments too": ("find_string", LOW, DEPTH_FIRST),
-    "None is a bead": ("find_string", "    if bead is None:\n        return line, False\n", ""),
+    "low segments too": ("find_string", LOW, DEPTH_FIRST, "find_string-segment"),
+    "None is a bead": (
+        "find_string",
+        "    if bead is None:\n        return line, False\n",
+        "",
+        "find_string-failed_bead",
+    ),
     "start for a failure": (
         "find_string",
         "        return line, False\n    rest",
         "        bead = start\n    rest",
+        "find_string-failed_bead",
     ),
-    "depth of the right": ("find_string", "theta_2, *rest)", DEEPER),
-    "one level more": ("find_string", "if max_depth == 0", "if max_depth == -1"),
-    "segments to alpha L0": ("find_string", ".max() <= L0", ".max() <= alpha * L0"),
-    "left half only says": ("find_string", "left_low and right_low", "left_low"),
-    "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS),
-    "first segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", FIRST_DROPPED),
-    "last segment dropped": ("Gamma_tilde", "thetas[:-1], thetas[1:]", LAST_DROPPED),
-    "literal lists": ("experiment", BODY["experiment"], LITERAL),
-    "one generator": ("experiment", BODY["experiment"], f"own = {FRESH}\n{ONE_GROUP}"),
-    "alpha = 1": ("experiment", "L0, alpha, d", "L0, 1.0, d"),
-    "another seed": ("experiment", "manual_seed(group)", "manual_seed(group + 1)"),
-    "another L0": ("experiment", "L0, alpha, d", "0.8 * L0, alpha, d"),
+    "depth of the right": ("find_string", "theta_2, *rest)", DEEPER, "find_string-halves"),
+    "one level more": (
+        "find_string",
+        "if max_depth == 0",
+        "if max_depth == -1",
+        "find_string-depth",
+    ),
+    "segments to alpha L0": (
+        "find_string",
+        ".max() <= L0",
+        ".max() <= alpha * L0",
+        "find_string-segment",
+    ),
+    "left half only says": ("find_string", "left_low and right_low", "left_low", "find_string-low"),
+    "find_strings": ("find_string", BODY["find_string"], FIND_STRINGS, *ALL["find_string"]),
+    "find_string": ("find_string", BODY["find_string"], ONE_PAIR, *ALL["find_string"]),
+    "array": ("find_string", "torch.cat([left, right[1:]])", ARRAY),
+    "changed in place": (
+        "find_string",
+        "    rest = L0",
+        "    theta_2 *= 1.001\n    rest = L0",
+        "find_string-ends",
+    ),
+    "first segment dropped": (
+        "Gamma_tilde",
+        "thetas[:-1], thetas[1:]",
+        FIRST_DROPPED,
+        "Gamma_tilde-segments",
+    ),
+    "last segment dropped": (
+        "Gamma_tilde",
+        "thetas[:-1], thetas[1:]",
+        LAST_DROPPED,
+        "Gamma_tilde-segments",
+    ),
+    "literal lists": ("experiment", BODY["experiment"], LITERAL, "experiment-numbers"),
+    "one generator": (
+        "experiment",
+        BODY["experiment"],
+        f"own = {FRESH}\n{ONE_GROUP}",
+        "experiment-numbers",
+    ),
+    "alpha = 1": ("experiment", "L0, alpha, d", "L0, 1.0, d", "experiment-numbers"),
+    "another seed": (
+        "experiment",
+        "manual_seed(group)",
+        "manual_seed(group + 1)",
+        "experiment-numbers",
+    ),
+    "another L0": ("experiment", "L0, alpha, d", "0.8 * L0, alpha, d", "experiment-numbers"),
     "rounded": (
         "experiment",
         RING,
         RING + "\nring_Gamma_tilde = [round(v, 3) for v in ring_Gamma_tilde]",
+        "experiment-numbers",
     ),
-    "one generator for all values": ("run", BODY["run"], f"    own = {SEEDED}\n{ONE_SEED}"),
+    "one generator for all values": (
+        "run",
+        BODY["run"],
+        f"    own = {SEEDED}\n{ONE_SEED}",
+        "run-generator",
+    ),
 }
 
 # Answers that are as good as the reference; each keeps all checks.
@@ -449,6 +511,24 @@ SEEN = {
     "tests-the-lowest": "does the largest gamma decide?",
     "segments of beads": "not alpha * L0",
     "backwards": "each alone, in order",
+    "find_string": "write find_string yourself, without dss.find_string",
+    "find_strings": "write find_string yourself, without dss.find_strings",
+    "array": "the string is a ndarray; a tensor (K, P) is needed",
+    "changed in place": "was changed in place: work on a copy",
+    "t* = 1/2": "t* = 0.70 is needed",
+    "beads-to-L0": "the bead is trained to L0; alpha * L0 is asked for",
+    "low segments too": "a line whose largest gamma is below L0 got a bead",
+    "one-level-more": "max_depth = 0, but there are beads at level 1",
+    "half-a-string": "search both, whatever the first gave",
+    "tries-again": "the first bead failed and was tried again",
+    "None is a bead": "where train_bead returns None",
+    "beads-twice": "some twice?",
+    "any-half-will-do": "find_string says True",
+    "beads-only": "look between networks",
+    "divided-by-L0": "the loss was divided by L0",
+    "first-segment-only": "the largest of the segments",
+    "ends-are-beads": "three networks are two ends and one bead",
+    "length-not-normalized": "divide by the distance of its ends",
 }
 
 

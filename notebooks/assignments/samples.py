@@ -43,6 +43,10 @@ def choice(parameter: str, values: str) -> list[tuple[str, str]]:
     return [('"alpha"', f'"{parameter}"'), ("[0.5, 0.8, 0.95]", values)]
 
 
+# All that the first task of 3_string asks for.
+STEPS = ("check", "ends", "segment", "t_star", "target", "depth", "halves", "failed_bead")
+FIND_STRING = [f"find_string-{step}" for step in (*STEPS, "order", "low")] + ["generator-check"]
+
 SAMPLES = [
     Sample("reference"),
     Sample("empty", solves=False, loses=["all"]),
@@ -231,12 +235,14 @@ SAMPLES = [
             "train_bead(task, start, alpha * L0, generator)",
             "train_bead(task, start, L0, generator)",
         ),
+        loses=["find_string-target"],
     ),
     wrong(
         "3_string",
         "always-half-way",
         "find_string",
         ("dss.t_star(task, theta_1, theta_2)", "0.5"),
+        loses=["find_string-t_star"],
     ),
     wrong(
         "3_string",
@@ -247,13 +253,77 @@ SAMPLES = [
             "    if not left_low:\n        return torch.cat([left, theta_2[None]]), False\n"
             "    right, right_low",
         ),
+        loses=["find_string-halves"],
     ),
     wrong(
         "3_string",
         "half-a-string",
         "find_string",
-        ("find_string(task, bead, theta_2, *rest)", "torch.stack([bead, theta_2]), True"),
-        loses=["find_string-check", "experiment-check"],
+        (
+            "find_string(task, bead, theta_2, *rest)",
+            "find_string(task, bead, theta_2, L0, alpha, 0, generator)",
+        ),
+        loses=["find_string-halves"],
+    ),
+    wrong(
+        "3_string",
+        "one-level-more",
+        "find_string",
+        ("if max_depth == 0", "if max_depth == -1"),
+        loses=["find_string-depth"],
+    ),
+    wrong(
+        "3_string",
+        "tries-again",
+        "find_string",
+        (
+            "    if bead is None:\n        return line, False\n",
+            "    for _ in range(3):\n        if bead is None:\n"
+            "            bead = train_bead(task, start, alpha * L0, generator)\n"
+            "    if bead is None:\n        return line, False\n",
+        ),
+        loses=["find_string-failed_bead"],
+    ),
+    wrong(
+        "3_string",
+        "beads-twice",
+        "find_string",
+        ("right[1:]", "right"),
+        loses=["find_string-order"],
+    ),
+    wrong(
+        "3_string",
+        "any-half-will-do",
+        "find_string",
+        ("left_low and right_low", "left_low or right_low"),
+        loses=["find_string-low"],
+    ),
+    wrong(
+        "3_string",
+        "segments-to-alpha-L0",
+        "find_string",
+        (".max() <= L0", ".max() <= alpha * L0"),
+        loses=["find_string-segment"],
+    ),
+    wrong(
+        "3_string",
+        "rounded-ends",
+        "find_string",
+        ("torch.stack([theta_1, theta_2])", "torch.stack([theta_1, theta_2]).float().double()"),
+        loses=["find_string-ends"],
+    ),
+    wrong(
+        "3_string",
+        "calls-the-search",
+        "find_string",
+        (
+            "    line = torch.stack([theta_1, theta_2])\n",
+            '    options = {"alpha": alpha, "max_depth": max_depth, "generator": generator}\n'
+            '    options |= {"optimizer": "sgd", "lr": 0.01}\n'
+            "    found = dss.find_string(task, theta_1, theta_2, L0, **options)\n"
+            "    return found.thetas, found.connected\n",
+        ),
+        loses=FIND_STRING,
     ),
     Sample(
         "global-seed",
@@ -271,13 +341,31 @@ SAMPLES = [
         "beads-only",
         "Gamma_tilde",
         ("dss.interpolated_loss(task, thetas[:-1], thetas[1:], n_t)", "task.losses(thetas)"),
-        loses=["Gamma_tilde-check", "experiment-check"],
+    ),
+    wrong("3_string", "divided-by-L0", "Gamma_tilde", ("n_t).max()", "n_t).max() / L0")),
+    wrong(
+        "3_string",
+        "first-segment-only",
+        "Gamma_tilde",
+        ("thetas[:-1], thetas[1:]", "thetas[:1], thetas[1:2]"),
+        loses=["Gamma_tilde-segments"],
+    ),
+    wrong(
+        "3_string",
+        "calls-Gamma_tilde",
+        "Gamma_tilde",
+        (
+            "float(dss.interpolated_loss(task, thetas[:-1], thetas[1:], n_t).max())",
+            "dss.Gamma_tilde(task, thetas, n_t)",
+        ),
+        loses=["Gamma_tilde-check", "Gamma_tilde-segments"],
     ),
     wrong(
         "3_string",
         "length-not-normalized",
         "measure",
         ("float(length / (thetas[-1] - thetas[0]).norm())", "float(length)"),
+        loses=["measure-length"],
     ),
     wrong("3_string", "ends-are-beads", "measure", ("len(thetas) - 2", "len(thetas)")),
     wrong(
@@ -286,14 +374,26 @@ SAMPLES = [
         "experiment",
         ("def search(", "own = torch.Generator().manual_seed(group)\n\n\ndef search("),
         ("alpha, d, torch.Generator().manual_seed(group))", "alpha, d, own)"),
+        loses=["experiment-numbers"],
     ),
     wrong(
         "3_string",
         "numbers-of-its-own",
         "experiment",
         ("def search(", "L0, alpha = 0.2, 0.9\n\n\ndef search("),
+        loses=["experiment-numbers"],
+    ),
+    wrong(
+        "3_string",
+        "networks-to-another-threshold",
+        "networks",
+        ("L0_quad, alpha, d, seed", "0.01, alpha, d, seed"),
+        loses=["networks-numbers"],
     ),
     wrong("3_string", "disconnected", "verdict", ('else "not found"', 'else "disconnected"')),
+    wrong(
+        "3_string", "failure-is-proof", "reading-height", ('"a", "c", "d"', '"a", "b", "c", "d"')
+    ),
     Sample("chooses-depth", ["4_study"], {"choose": choice("max_depth", "[0, 2, 6]")}),
     Sample("chooses-width", ["4_study"], {"choose": choice("width", "[4, 8, 16]")}),
     Sample(
@@ -303,7 +403,7 @@ SAMPLES = [
             "choose": choice("width", "[4, 8, 16]"),
             "run": [("polynomial_task(value) if", "polynomial_task() if")],
         },
-        ["run-check"],
+        ["run-parameter"],
     ),
     wrong("4_study", "two-values", "choose", ("[0.5, 0.8, 0.95]", "[0.5, 0.95]")),
     wrong(
@@ -311,6 +411,7 @@ SAMPLES = [
         "failures-dropped",
         "run",
         ("table.assign(value=value)", "table[table.connected].assign(value=value)"),
+        loses=["run-rows"],
     ),
     wrong(
         "4_study",
@@ -318,6 +419,7 @@ SAMPLES = [
         "run",
         ("generator = torch.Generator().manual_seed(seed)", "torch.manual_seed(seed)"),
         ("n_pairs, generator, **options", "n_pairs, **options"),
+        loses=["run-generator"],
     ),
     wrong(
         "4_study",
@@ -325,12 +427,74 @@ SAMPLES = [
         "run",
         ("    tables = []", "    tables, generator = [], torch.Generator().manual_seed(seed)"),
         ("        generator = torch.Generator().manual_seed(seed)\n", ""),
+        loses=["run-generator"],
+    ),
+    wrong(
+        "4_study",
+        "settings-forgotten",
+        "run",
+        ("dict(task.settings) | option", "option"),
+        loses=["run-parameter"],
+    ),
+    wrong(
+        "4_study",
+        "drops-values-without-a-path",
+        "summarize",
+        ('table.groupby("value")', 'table[table.connected].groupby("value")'),
+        ("groups.size()", 'table.groupby("value").size()'),
+        ("return summary.reset_index()", "return summary.dropna().reset_index()"),
+        loses=["summarize-failed"],
     ),
     wrong(
         "4_study",
         "beads-of-failures",
-        "summarize",
-        ("table[table.connected].groupby", "table.groupby"),
+        "differences",
+        ("beads[value] - beads[least])[both]", "beads[value] - beads[least])"),
+        loses=["differences-pairs"],
+    ),
+    wrong(
+        "4_study",
+        "means-of-whichever-connected",
+        "differences",
+        (
+            "        gained, lost",
+            "        here, there = beads[value][connected[value]], beads[least][connected[least]]\n"
+            "        mean = here.mean() - there.mean()\n"
+            "        gained, lost",
+        ),
+        loses=["differences-pairs"],
+    ),
+    wrong(
+        "4_study",
+        "interval-of-beads",
+        "differences",
+        (
+            "        gained, lost",
+            "        _, low, high = interval(beads[value][both])\n"
+            "        low, high = mean - (high - low) / 2, mean + (high - low) / 2\n"
+            "        gained, lost",
+        ),
+        loses=["differences-interval"],
+    ),
+    wrong(
+        "4_study",
+        "gained-for-lost",
+        "differences",
+        ("gained, lost =", "lost, gained ="),
+        loses=["differences-failures"],
+    ),
+    wrong(
+        "4_study",
+        "no-intervals-drawn",
+        "draw",
+        ("    axes.vlines(compared.value, compared.low, compared.high)\n", ""),
+        loses=["draw-values"],
+    ),
+    wrong(
+        "4_study",
+        "nothing-seen-is-nothing-there",
+        "reading-interval",
+        ('"a", "d", "e"', '"a", "b", "c", "e"'),
     ),
     Sample(
         "endless",

@@ -1,5 +1,6 @@
 """A download of a learning platform becomes versions, of which one is graded."""
 
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ import versions
 from nbgrader.api import Gradebook, MissingEntry
 from platforms import HandIn, files_of, hand_in, own_ids
 from roster import Names, Person, people_from
+from sqlalchemy.exc import SAWarning
 
 from dss.files import write
 
@@ -166,7 +168,8 @@ def set_due(
     """Enter due dates, of everybody or as an extension of one student or team.
 
     Raises:
-        ValueError: the assignment has no due date that could be extended, or it is later.
+        ValueError: nobody is so called; the assignment has no due date that could be extended, or
+            it is later.
     """
     naive = {name: date and date.replace(tzinfo=None) for name, date in dates.items()}
     if student is None:
@@ -174,12 +177,15 @@ def set_due(
             gradebook.find_assignment(name).duedate = date
         gradebook.db.commit()
         return
+    if student not in {entry.id for entry in gradebook.students}:
+        raise ValueError(f"no student or team is called {student!r}; `collect` enters the roster")
     extensions = {}
     for name, date in naive.items():
         of_all = gradebook.find_assignment(name).duedate
         if date and (of_all is None or date < of_all):
             raise ValueError(f"{name} is due {of_all or 'never'}; an extension must be later")
         extensions[name] = (date - of_all).total_seconds() / 60 if date else 0
+    warnings.simplefilter("ignore", SAWarning)  # nbgrader's own
     for name, minutes in extensions.items():
         gradebook.update_or_create_submission(name, student)
         gradebook.grant_extension(name, student, minutes=minutes)

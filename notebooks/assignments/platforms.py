@@ -168,7 +168,7 @@ def hand_in(file: File, names: Names, ids: dict[str, set[str]], time: datetime |
         raise ValueError(f"it cannot be read: {error}") from error
     copy = COPY.search(file.path)
     order = number, int(next(filter(None, copy.groups()))) if copy else 0
-    late = late if time is None else None
+    late = late if late or time is None else None  # a given time is better than no mark
     return HandIn(
         folder, assignment(content, ids), content, time or file.time, late, order, file.path
     )

@@ -21,6 +21,7 @@ import classroom
 import collecting
 import execution
 import feedback
+import grading
 import nbformat
 import pandas as pd
 import platforms
@@ -153,7 +154,7 @@ def test_everybody_is_found_as_moodle_and_canvas_write_them(person):
         assert platforms.person(file, names) == (person.id, None, 12345)
     for late in (False, True):
         file = canvas_name(person, late=late)
-        assert platforms.person(f"submissions/{file}", names) == (person.id, late, 67890)
+        assert platforms.person(f"course_2026_1_x/{file}", names) == (person.id, late, 67890)
     for known in (person.id, person.email, person.name):
         assert platforms.person(f"{known}/any.ipynb", names) == (person.id, None, 0)
     assert platforms.person(f"{person.id}.ipynb", names) == (person.id, None, 0)
@@ -534,6 +535,23 @@ def test_everybody_on_the_roster_is_in_the_wide_tables(tmp_path):
         ["Bo", "", "3", "b@x", "", "0", ""],
         ["Ng, Zoë", "", "4", "z@x", "", "", ""],
     ]
+
+
+def test_a_penalty_follows_the_due_date(course):
+    with (course / "nbgrader_config.py").open("a") as config:
+        config.write('c.LateSubmissionPlugin.penalty_method = "zero"\n')
+    api = execution.course(course)
+    with api.gradebook as gradebook:
+        gradebook.add_notebook("1_gamma", "1_gamma")
+        gradebook.add_grade_cell("check", "1_gamma", "1_gamma", max_score=5, cell_type="code")
+        gradebook.add_student("s00")
+        time = "2026-12-04 08:30:00 UTC"
+        submission = gradebook.add_submission("1_gamma", "s00", timestamp=time)
+        submission.notebooks[0].grades[0].auto_score = 3
+        for due, penalty in ((None, 0), ("2026-12-03", 3), ("2026-12-05", 0)):
+            gradebook.find_assignment("1_gamma").duedate = due and datetime.fromisoformat(due)
+            gradebook.db.commit()
+            assert grading.penalize(api, submission) == penalty
 
 
 # Messages

@@ -16,9 +16,11 @@ Nothing is ever unpacked by its name, only notebooks are read, and those that ar
 """
 
 import json
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,10 +33,9 @@ MAX_TOTAL = 4_000_000_000  # bytes of all notebooks of one download, unpacked
 MAX_FILES = 20_000
 IGNORED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
 COPY = re.compile(r"(?:\((\d+)\)|-(\d+))\.ipynb$", re.IGNORECASE)
-FORMS = {
-    "Moodle": re.compile(r"(?P<name>.+?)_(?P<number>\d+)_assignsubmission_[a-z]+(_.*)?"),
-    "Canvas": re.compile(r"(?P<name>.+?)(?P<late>_LATE)?_\d+_(?P<number>\d+)_.+", re.IGNORECASE),
-}
+DAMAGED = zipfile.BadZipFile, zlib.error, lzma.LZMAError
+MOODLE = re.compile(r"(?P<name>.+?)_(?P<number>\d+)_assignsubmission_[a-z]+(_.*)?")
+CANVAS = re.compile(r"(?P<name>.+?)(?P<late>_LATE)?_\d+_(?P<number>\d+)_.+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def hand_in(file: File, names: Names, ids: dict[str, set[str]], time: datetime |
         raise ValueError(file.why_not)
     try:
         content = file.read()
-    except (OSError, zipfile.BadZipFile, NotImplementedError, EOFError) as error:
+    except (OSError, EOFError, NotImplementedError, *DAMAGED) as error:
         raise ValueError(f"it cannot be read: {error}") from error
     copy = COPY.search(file.path)
     order = number, int(next(filter(None, copy.groups()))) if copy else 0
@@ -182,12 +183,11 @@ def person(path: str, names: Names) -> tuple[str, bool | None, int]:
     """
     parts = path.split("/")
     for part in parts:
-        for platform, form in FORMS.items():
-            if match := form.fullmatch(part):
-                canvas = platform == "Canvas"
-                found = names.find(match["name"], drops_marks=canvas)
-                late = bool(match["late"]) if canvas else None
-                return one(found, match["name"]), late, int(match["number"])
+        if match := MOODLE.fullmatch(part):
+            return one(names.find(match["name"]), match["name"]), None, int(match["number"])
+    if match := CANVAS.fullmatch(parts[-1]):
+        found = names.find(match["name"], drops_marks=True)
+        return one(found, match["name"]), bool(match["late"]), int(match["number"])
     for part in parts:
         if found := names.find(part) or names.find(PurePosixPath(part).stem):
             return one(found, part), None, 0

@@ -12,6 +12,7 @@ import subprocess
 from types import SimpleNamespace
 
 import classroom
+import execution
 import nbformat
 import pytest
 from classes import (
@@ -26,6 +27,7 @@ from classes import (
     solved,
     table_of,
 )
+from traitlets.config import PyFileConfigLoader
 
 pytestmark = pytest.mark.slow
 CHOSEN = [sample for sample in samples.SAMPLES if sample.name in REPRESENTATIVES]
@@ -176,7 +178,7 @@ def keep(submitted, *students):
 
 
 def give_points_by_hand(out, student):
-    with classroom.course(out).gradebook as gradebook:
+    with execution.course(out).gradebook as gradebook:
         (notebook,) = gradebook.find_submission("2_bead", student).notebooks
         for entry in notebook.grades:
             if entry.name == "explain":
@@ -231,7 +233,8 @@ def test_meddling_with_checks_gains_nothing(graded, trick, name):
     assert row.status == ("refused" if trick is ungraded else "graded")
     assert (row.checks, row.checks_max) == (0, sum(points.values()))
     for used, check in zip(TRICKS[name], points, strict=True):
-        assert used is not trick or f"{check} -{points[check]}" in row.lost.split(", ")
+        lost = [entry.split(" (")[0] for entry in row.lost.split("; ")]
+        assert used is not trick or f"{check} -{points[check]}" in lost
 
 
 def test_deleted_checks_are_named(graded):
@@ -241,7 +244,9 @@ def test_deleted_checks_are_named(graded):
 
 def test_a_notebook_that_takes_all_memory_loses_one_cell(graded):
     row = graded.table.loc[("hungry", "2_bead")]
-    assert (row.status, row.lost) == ("graded", "t_star-check -1, t_star-value -2")
+    assert row.status == "graded"
+    lost = [entry.partition(" (")[0] for entry in row.lost.split("; ")]
+    assert lost == ["t_star-check -1", "t_star-value -2"]
 
 
 def test_a_line_of_100_megabytes_is_cut(graded):
@@ -296,7 +301,7 @@ def test_points_by_hand_reach_the_table_and_stay(graded_again):
 
 
 def test_a_cell_may_take_a_minute():
-    config = classroom.PyFileConfigLoader("nbgrader_config.py", path=str(ASSIGNMENTS)).load_config()
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(ASSIGNMENTS)).load_config()
     assert (config.Execute.timeout, config.Execute.interrupt_on_timeout) == (60, True)
 
 

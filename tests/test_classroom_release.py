@@ -10,6 +10,7 @@ from pathlib import Path
 
 import classroom
 import execution
+import grading
 import pandas as pd
 import pytest
 from classes import GROUP, NAMES, release_of, samples, source
@@ -91,11 +92,11 @@ def test_points_are_taken_away_only_when_a_submission_is_graded(tmp_path, monkey
     for student in ("ada", "bob"):
         (tmp_path / "submitted" / student / "2_bead").mkdir(parents=True)
     for step in ("prepare", "autograde"):
-        monkeypatch.setattr(classroom, step, telling(step))
-    monkeypatch.setattr(classroom, "check_kernel", lambda: ("graded", ""))
-    monkeypatch.setattr(classroom, "result", lambda out, *row: row_of(*row))
-    monkeypatch.setattr(classroom.resource, "setrlimit", lambda *_: None)
-    classroom.grades(tmp_path)
+        monkeypatch.setattr(grading, step, telling(step))
+    monkeypatch.setattr(grading, "check_kernel", lambda: ("graded", ""))
+    monkeypatch.setattr(grading, "result", lambda out, *row: row_of(*row))
+    monkeypatch.setattr(grading.resource, "setrlimit", lambda *_: None)
+    grading.grades(tmp_path)
     steps = (tmp_path / "order.txt").read_text().splitlines()
     assert steps == ["prepare ada", "autograde ada", "prepare bob", "autograde bob"]
 
@@ -128,7 +129,7 @@ def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, 
     for name in ("nbgrader_config.py", "gradebook.db"):
         (tmp_path / name).touch()
     columns = {"status": "graded", "assignment": "2_bead", "timed_out": "", "note": "", "checks": 9}
-    digests = {"ada": "other", "bob": classroom.digest(tmp_path, "bob", "2_bead")}
+    digests = {"ada": "other", "bob": grading.digest(tmp_path, "bob", "2_bead")}
     rows = [{"student": s, "digest": v} | columns for s, v in digests.items()]
     pd.DataFrame(rows).to_csv(tmp_path / "grades.csv", index=False)
 
@@ -138,15 +139,15 @@ def test_an_interrupted_run_keeps_the_table_and_forgets_what_it_began(tmp_path, 
         assert list(calls) == [("ada", "2_bead")]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classroom, "apart", interrupted)
-    monkeypatch.setattr(classroom.resource, "setrlimit", lambda *_: None)
+    monkeypatch.setattr(grading, "apart", interrupted)
+    monkeypatch.setattr(grading.resource, "setrlimit", lambda *_: None)
     with pytest.raises(KeyboardInterrupt):
-        classroom.grades(tmp_path)
-    table = classroom.last(tmp_path).set_index("student")
+        grading.grades(tmp_path)
+    table = grading.last(tmp_path).set_index("student")
     assert table.checks.tolist() == ["9", "9"]
     assert table.digest.to_dict() == {"ada": "", "bob": digests["bob"]}
     with pytest.raises(KeyboardInterrupt):
-        classroom.grades(tmp_path)
+        grading.grades(tmp_path)
 
 
 ENDLESS = """
@@ -155,6 +156,7 @@ sys.path.insert(0, {place!r})
 import time
 from pathlib import Path
 import classroom
+import grading
 
 def endless():
     try:
@@ -168,7 +170,7 @@ app = classroom.typer.Typer(pretty_exceptions_enable=False)
 @app.command()
 @classroom.errors_told(name="classroom")
 def grade():
-    classroom.apart(1, {{"one": (endless,), "next": (endless,)}}, Path())
+    grading.apart(1, {{"one": (endless,), "next": (endless,)}}, Path())
 
 app()
 """
@@ -221,10 +223,10 @@ def test_a_byte_order_mark_does_no_harm(released, tmp_path):
     shutil.copytree(released, out)
     path = out.joinpath("submitted", *pair, "2_bead.ipynb")
     samples.write(release_of(out, "2_bead"), path)
-    plain, before = path.read_bytes(), classroom.digest(out, *pair)
+    plain, before = path.read_bytes(), grading.digest(out, *pair)
     path.write_bytes(b"\xef\xbb\xbf" + plain)
-    assert classroom.digest(out, *pair) == before, "it is graded once"
-    assert classroom.prepare(out, *pair) == ("graded", "")
+    assert grading.digest(out, *pair) == before, "it is graded once"
+    assert grading.prepare(out, *pair) == ("graded", "")
     assert path.read_bytes() == plain
 
 
@@ -232,17 +234,17 @@ def test_old_points_are_taken_away_before_anything_is_graded(released, tmp_path)
     out, pair = tmp_path / "course", ("ada", "2_bead")
     shutil.copytree(released, out)
     out.joinpath("submitted", *pair).mkdir(parents=True)
-    assert classroom.prepare(out, *pair)[0] == "no notebook"
+    assert grading.prepare(out, *pair)[0] == "no notebook"
 
     def entries(gradebook):
         (notebook,) = gradebook.find_submission("2_bead", "ada").notebooks
         return notebook.grades
 
-    with classroom.course(out).gradebook as gradebook:
+    with execution.course(out).gradebook as gradebook:
         for entry in entries(gradebook):
             entry.auto_score, entry.needs_manual_grade = 3, True
         gradebook.db.commit()
-    classroom.prepare(out, *pair)
-    with classroom.course(out).gradebook as gradebook:
+    grading.prepare(out, *pair)
+    with execution.course(out).gradebook as gradebook:
         left = {(entry.auto_score, entry.needs_manual_grade) for entry in entries(gradebook)}
     assert left == {(0, False)}

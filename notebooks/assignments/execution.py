@@ -8,6 +8,9 @@ import nbformat
 from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
 from nbgrader import preprocessors
+from nbgrader.apps import NbGraderAPI
+from nbgrader.converters import Autograde
+from traitlets.config import PyFileConfigLoader
 
 import dss
 from dss.runs.kernels import OwnKernel, Scratch, refuse_other
@@ -68,6 +71,17 @@ class Execute(preprocessors.Execute):
             self.said[key] += size
             msg = msg | {"content": content}
         return super().process_message(msg, cell, cell_index)
+
+
+def course(out: Path) -> NbGraderAPI:
+    """nbgrader in the folder of the course, with the settings there."""
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(out)).load_config()
+    config.CourseDirectory.root = str(out.resolve())
+    ours = {preprocessors.Execute: Execute, preprocessors.DeduplicateIds: DeduplicateIds}
+    for name in ("sanitize_preprocessors", "autograde_preprocessors"):
+        steps = Autograde.class_traits()[name].default()
+        config.Autograde[name] = [ours.get(step, step) for step in steps]
+    return NbGraderAPI(config=config)
 
 
 def check_kernel() -> tuple[str, str]:

@@ -14,3 +14,7 @@ c.Execute.startup_timeout = 120
 c.Execute.skip_cells_with_tag = uuid4().hex
 c.LimitOutput.max_lines = 500
 c.LimitOutput.max_traceback = 40
+# Late hand-ins: "zero" takes all points off, "none" takes none.  `grade` shows how late they are.
+c.LateSubmissionPlugin.penalty_method = "none"
+# Without this name `nbgrader export` would write over the table of `grade`.
+c.CsvExportPlugin.to = "nbgrader_export.csv"

@@ -533,7 +533,7 @@ def differences(sample: Sample, table, names: list[str]) -> list[str]:
     found = []
     for name in sample.assignments or names:
         row = table.loc[(sample.name, name)]
-        lost = {entry.split()[0] for entry in row.lost.split(", ") if entry}
+        lost = {entry.split()[0] for entry in row.lost.split("; ") if entry}
         everything = row.checks == 0 and row.checks_max > 0
         if row.status != sample.status or (row.timed_out != "") != sample.times_out:
             found.append(f"{sample.name}, {name}: {row.status}, timed out: {row.timed_out}")

@@ -4,7 +4,7 @@ import re
 
 import nbformat
 import pytest
-from classes import ASSIGNMENTS, GROUP, NAMES, release_of, samples, source
+from classes import ASSIGNMENTS, GROUP, NAMES, cell_of, release_of, samples, source
 
 import solutions  # isort: skip  (classes tells where it is)
 
@@ -54,6 +54,15 @@ def test_specimens_are_graded_by_the_lines(answer):
     assert SPECIMENS[answer]["full"]["points"] == most
     assert poor < middling < full
     assert poor <= 0.3 * full and 0.4 * full <= middling <= 0.7 * full
+
+
+@pytest.mark.parametrize("answer", SPECIMENS)
+def test_the_reference_answer_earns_every_line(answer):
+    name, cell = answer.split(", ")
+    text = " ".join(cell_of(source(name), cell).source.split())
+    quotes = TEACHING[name]["reference"][cell]
+    assert len(quotes) == len(RUBRIC[answer])
+    assert [quote for quote in quotes if quote not in text] == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,7 +1,8 @@
 """Hand out the assignments, collect and grade what comes back, and show that grading finds what is
 planted.
 
-This is the command line.  What it does is in `bundle`, `collecting`, `grading` and `feedback`.
+This is the command line.  What it does is in `bundle`, `collecting`, `grading`, `feedback` and
+`solutions`.
 """
 
 import os
@@ -17,6 +18,7 @@ from execution import Contained, Execute, course
 from feedback import pages
 from grading import NAMES, check_course, fail, grades, show
 from samples import SAMPLES, differences, read, submit, write
+from solutions import write_solutions
 from versions import RULES
 
 from dss.commands import errors_told, run
@@ -155,6 +157,14 @@ def grade(
     typer.echo(show(table))
     if failed := int((table.status == "not graded").sum()):
         fail(f"grading itself failed for {failed} submissions; see the column `note`", 1)
+
+
+@app.command()
+@errors_told(name="classroom")
+def solutions(out: Folder) -> None:
+    """Write OUT/solutions/<assignment>.ipynb for teachers: solutions, slips, rubric, specimens."""
+    check_course(out)
+    typer.echo("\n".join(map(str, write_solutions(out))))
 
 
 @app.command()

@@ -1,8 +1,6 @@
 """The teacher's notebooks: solutions with their hidden tests, slips, rubric and graded specimens.
 
-Made from the sources of a course and never released:
-
-    python notebooks/assignments/solutions.py courses/g7      writes courses/g7/solutions/
+Made from the sources of a course (`classroom.py solutions`) and never released.
 """
 
 import contextlib
@@ -13,11 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from difflib import ndiff
 from pathlib import Path
-from typing import Annotated
 
 import nbformat
 import pandas as pd
-import typer
 import yaml
 from nbclient import NotebookClient
 from samples import SAMPLES, Sample, grade_id, read
@@ -210,16 +206,3 @@ def try_one(send, cells: list[tuple[str, str]], variables: dict, sample: Sample)
         if told.keys() >= set(sample.loses):
             break
     send.send({cell: message for cell, message in told.items() if cell in sample.loses})
-
-
-def main(out: Annotated[Path, typer.Argument(help="Folder of the course.")]) -> None:
-    """Write OUT/solutions/<assignment>.ipynb, for teachers only."""
-    try:
-        typer.echo("\n".join(map(str, write_solutions(out))))
-    except FileNotFoundError as error:
-        typer.echo(f"solutions: {error}", err=True)
-        raise typer.Exit(2) from error
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -352,6 +352,8 @@ WRONG = {
         "    rest = L0",
         "    theta_2 *= 1.001\n    rest = L0",
         "find_string-ends",
+        "find_string-halves",
+        "find_string-order",
     ),
     "first segment dropped": (
         "Gamma_tilde",

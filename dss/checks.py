@@ -386,7 +386,7 @@ def check_search(L0: Tensor, alpha: Tensor, max_depth, n_t, t_star, slack, inser
     if depth > 40:
         raise ValueError(f"max_depth is {max_depth}; 40 at most (2^40 segments a pair)")
     if insert_first and depth < 1:
-        raise ValueError("max_depth is 0; a first bead needs a depth of at least 1")
+        raise ValueError("max_depth is 0; insert_first=True needs a depth of at least 1")
     check_grid(n_t)
     check_rule(t_star)
     check_number(slack, "slack", lambda v: 1 <= v < math.inf, "a finite number >= 1")

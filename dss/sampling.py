@@ -68,7 +68,8 @@ def find_strings(
         slack: factor on L0 in the pair test, >= 1.
         insert_first: insert and train a bead at t=.5 before anything is tested.
         first_bead: `(M, P)`, where this bead starts instead: a disturbed point of the straight
-            line, another trained network, a bend of one's own.  It implies `insert_first`.
+            line, another trained network, a bend of one's own.  It implies `insert_first`, and
+            `max_depth` counts as 1 at least.
         generator: CPU generator, one for the run; a new one with seed 0 by default.  All pairs
             share what is drawn from it, so a pair's string does not depend on its company.
         checkpoint: a file that holds the search after every level.  The same call, made again after
@@ -98,10 +99,11 @@ def find_strings(
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     n_pairs = len(theta_1)
     L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
+    check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
     if first_bead is not None:
         first_bead = check_theta(first_bead, "first_bead", tuple(theta_1.shape), finite=True)
-        first_bead, insert_first = first_bead.detach().to(theta_1), True
-    check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
+        first_bead = first_bead.detach().to(theta_1)
+        insert_first, max_depth = True, max(1, int(max_depth))
     training = training_of(training)
     generator = check_generator(generator)
     seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
@@ -143,11 +145,9 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     values = given.arguments
     alpha = per_pair(values["alpha"], len(L0), "alpha")
     names = ("max_depth", "n_t", "t_star", "slack", "insert_first")
-    search = {name: values[name] for name in names}
+    check_search(L0, alpha, *(values[name] for name in names))
     if values["first_bead"] is not None:
         check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
-        search["insert_first"] = True
-    check_search(L0, alpha, **search)
     training_of({name: values[name] for name in TRAINING_SETTINGS})
 
 

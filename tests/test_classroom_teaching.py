@@ -139,7 +139,7 @@ def test_the_teachers_notebook_of_a_course(released, tmp_path):
     text = "\n".join(cell.source for cell in notebook.cells)
     assert f"of group {GROUP}" in text and "### BEGIN HIDDEN TESTS" in text
     assert not [cell for cell in notebook.cells if "nbgrader" in cell.metadata]
-    assert "range(max_steps)" in text and "the last one has to be tested" in text
+    assert "range(max_steps)" in text and "test after the last step too" in text
     for specimen in SPECIMENS["2_bead, explain"].values():
         assert specimen["why"] in text and specimen["text"].splitlines()[-1] in text
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]

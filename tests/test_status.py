@@ -19,7 +19,7 @@ def test_insert_first_trains_a_midpoint_before_any_test(linear, seeded, beads_gi
     ((bead,), _), *more = beads_given_to_training
     assert not more
     torch.testing.assert_close(bead, thetas.mean(dim=0), rtol=0, atol=1e-12)
-    with pytest.raises(ValueError, match="a first bead needs a depth of at least 1"):
+    with pytest.raises(ValueError, match="insert_first=True needs a depth of at least 1"):
         dss.find_string(linear, *thetas, 0.01, insert_first=True, max_depth=0)
 
 
@@ -69,8 +69,8 @@ def test_a_first_bead_that_cannot_be_trained_is_a_failure(quad64, given):
     for wrong in (dead[:1, 1:], dead[:2], dead[0], dead[:1] * torch.nan):
         with pytest.raises(ValueError, match="first_bead"):
             dss.find_strings(quad64, *pair, first_bead=wrong)
-    with pytest.raises(ValueError, match="a first bead needs a depth of at least 1"):
-        dss.find_strings(quad64, *pair, first_bead=dead[:1], max_depth=0)
+    (string,) = dss.find_strings(quad64, *pair, first_bead=first_bead[:1], max_depth=0)
+    assert string.depth == 1, "a first bead is at depth 1"
     with pytest.raises(ValueError, match="first_bead"):
         dss.find_string(quad64, theta_1[0], theta_2[0], 0.01, first_bead=dead[:1])
 

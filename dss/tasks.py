@@ -298,7 +298,7 @@ def _classification(data, load, network, metric, n_eval, preset) -> Task:
     )
     if network != "authors":
         return task
-    # Channels last and parts of 250: 1.6 times faster on a CPU (`layout` in tests/benchmarks).
+    # Channels last and parts of 250 are faster on a CPU: see `layout` in tests/benchmarks.
     splits = {k: (x.to(memory_format=torch.channels_last), y) for k, (x, y) in task.splits.items()}
     return replace(task, noise=authors_dropout, splits=splits, eval_chunk=250)
 

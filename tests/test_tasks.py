@@ -103,6 +103,17 @@ def test_authors_presets(authors, name):
     assert (MNIST if name == "mnist" else POLYNOMIAL).items() <= task.settings.items()
 
 
+def test_images_of_the_authors_network_are_laid_out_channels_last(authors):
+    for task in (authors["mnist"], authors["mnist"].to(dtype=torch.float64)):
+        assert all(x.stride() == (784, 1, 28, 1) for x, _ in task.splits.values())
+    x, y = authors["mnist"].splits["test"]
+    few = {"test": (x[:250].to(memory_format=torch.contiguous_format), y[:250])}
+    last = {"test": (x[:250].to(memory_format=torch.channels_last), y[:250])}
+    thetas = authors["mnist"].init(1, torch.Generator().manual_seed(3))
+    losses = [dataclasses.replace(authors["mnist"], splits=s).losses(thetas) for s in (few, last)]
+    torch.testing.assert_close(*losses, rtol=0, atol=1 / 250)  # one digit may change sides
+
+
 def test_authors_polynomials(authors):
     kinds = {n: [type(layer) for layer in authors[n].module] for n in ("quadratic", "cubic")}
     two = [nn.Linear, nn.Sigmoid] * 2 + [nn.Linear]

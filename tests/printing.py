@@ -1,5 +1,6 @@
 """Whether a figure can be read where it is printed: on a page, at the size it is drawn."""
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -20,7 +21,23 @@ def unreadable(figure: Figure) -> list[str]:
             faults.append(f"{text.get_text()!r} has {text.get_fontsize():g} points")
     for axis in figure.axes:
         if axis.axison and axis.name != "3d":
-            faults += _of_axis(axis)
+            faults += _of_axis(axis) + _outside(axis)
+    return faults
+
+
+def _outside(axis) -> list[str]:
+    """Markers that are not seen: above or below the axis, or a whole line of them beside it (an
+    axis may be zoomed to some of its points)."""
+    faults, box = [], axis.get_window_extent().padded(1)
+    for line in axis.lines:
+        is_data = line.get_visible() and line.get_transform() == axis.transData
+        if is_data and line.get_marker() not in (None, "None", "", " "):
+            places = axis.transData.transform(np.column_stack(line.get_data()).astype(float))
+            places = places[np.isfinite(places).all(axis=1)]
+            beside = np.array([not box.x0 <= x <= box.x1 for x, _ in places], bool)
+            lost = [y for _, y in places[~beside] if not box.y0 <= y <= box.y1]
+            hidden = len(places) if len(places) and beside.all() else len(lost)
+            faults += [f"{hidden} of {len(places)} points lie outside their axis"] if hidden else []
     return faults
 
 

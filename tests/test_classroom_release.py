@@ -1,6 +1,7 @@
 """What is released holds no solution, what would do harm is refused, and nothing is lost."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,17 +20,20 @@ from typer.testing import CliRunner
 
 slow = pytest.mark.slow
 LONG = "x" * 10**6
+KEPT_BACK = re.compile(r"### BEGIN (?:SOLUTION|HIDDEN TESTS)\n(.*?)### END", re.DOTALL)
 
 
 @slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_release_holds_no_solution_and_no_hidden_test(released, name):
     text = (released / "release" / name / f"{name}.ipynb").read_text()
-    for word in ("SOLUTION", "HIDDEN", "BEGIN", "refuse"):
+    for word in ("SOLUTION", "HIDDEN", "BEGIN"):
         assert word not in text
     cells = {samples.grade_id(cell): cell for cell in release_of(released, name).cells}
     for cell in source(name).cells:
         marks, given = cell.metadata.nbgrader, cells[samples.grade_id(cell)]
+        for secret in KEPT_BACK.findall(cell.source):
+            assert secret.strip() and secret.strip() not in given.source
         if marks.solution:
             stub = "NotImplementedError" if cell.cell_type == "code" else "YOUR ANSWER HERE"
             assert stub in given.source

@@ -53,7 +53,7 @@ SETTINGS = {
          "n_eval": 10_000, "n_train": 1, "n_points": 2, "alpha": 1, "seed": 4294967295},
         {"n_pairs": 1, "L0": [1e-9], "L0_error": [1e-6], "n_eval": 10, "n_held_out": 1,
          "max_steps": 1},
-        {"n_pairs": 1, "L0": [2.0], "L0_error": [0.4], "n_eval": 200, "n_held_out": 1,
+        {"n_pairs": 1, "L0": [2.0], "L0_error": [0.06], "n_eval": 200, "n_held_out": 1,
          "n_train": 1, "n_points": 2},
     ],
     "04_alpha": [

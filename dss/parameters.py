@@ -231,12 +231,19 @@ def values_from_yaml(text: str, name: str, notebook: Path) -> dict[str, Any]:
 def paper_parameters(notebook: Path) -> dict[str, Any]:
     """The paper-size overrides of a notebook, size included, from `params/paper.yaml` beside it.
 
+    Files are named there from the folder in which `notebooks` lies, and become whole paths here.
+
     Raises:
         ValueError: the file is not YAML of values by notebook and name.
     """
     file = notebook.parent / "params" / "paper.yaml"
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    return {"size": "paper"} | values_from_yaml(text, notebook.stem, notebook)
+    values = values_from_yaml(text, notebook.stem, notebook)
+    known = declared_parameters(notebook)
+    for name, value in values.items():
+        if value and name in known and FILES.fullmatch(known[name].range):
+            values[name] = str(notebook.parents[1] / value)
+    return {"size": "paper"} | values
 
 
 def _of_node(node, kind: ast.expr) -> Any:

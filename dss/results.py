@@ -161,7 +161,7 @@ class Results:
         entry = {
             "notebook": f"{self.notebook}.ipynb",
             "notebook_sha256": notebook_sha256(self.file),
-            "parameters": self.parameters,
+            "parameters": portable(self.parameters),
             "seed": self.parameters["seed"],
             "tables": self.tables,
             "tolerances": self.tolerances,
@@ -190,6 +190,18 @@ def committed_parameters(notebook: Path) -> list[dict]:
         return []
     quick = {name: known.default for name, known in declared_parameters(notebook).items()}
     return [_without_place(quick), _without_place(quick | paper_parameters(notebook))]
+
+
+def portable(parameters: Mapping) -> dict:
+    """The same, with files of this project named from its folder, for a manifest to keep."""
+
+    def is_ours(value) -> bool:
+        return isinstance(value, str) and Path(value).is_relative_to(PROJECT)
+
+    return {
+        name: Path(value).relative_to(PROJECT).as_posix() if is_ours(value) else value
+        for name, value in parameters.items()
+    }
 
 
 def _without_place(parameters: Mapping) -> dict:

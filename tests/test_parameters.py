@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dss import parameters
+from dss import parameters, results
 from dss.checks import short
 from dss.parameters import Text, check_parameters, declared_parameters, typed_values
 
@@ -205,3 +205,22 @@ def test_a_file_is_there_before_anything_runs(tmp_path, monkeypatch):
             check_parameters(notebook, typed_values(notebook, {"table": Text(bad)}))
     with pytest.raises(ValueError, match="table is 's3://b/t.csv', an address"):
         typed_values(notebook, {"table": Text("s3://b/t.csv")})
+
+
+def test_a_file_of_the_paper_size_is_named_from_the_project(tmp_path, monkeypatch):
+    """Whole while it is run, and in the manifest as it was named, whatever machine this is."""
+    (tmp_path / "notebooks" / "params").mkdir(parents=True)
+    notebook = written(tmp_path / "notebooks" / "some.ipynb", 'table: str = ""  # sweep.csv; old\n')
+    yaml = notebook.parent / "params" / "paper.yaml"
+    yaml.write_text("some:\n  table: figures/sweep.csv\n")
+    chosen = parameters.paper_parameters(notebook)
+    assert chosen == {"size": "paper", "table": str(tmp_path / "figures" / "sweep.csv")}
+    monkeypatch.setattr(results, "PROJECT", tmp_path)
+    elsewhere = {"other": "/elsewhere/figures/sweep.csv", "n": 3}
+    assert results.portable(chosen | elsewhere) == {
+        "size": "paper",
+        "table": "figures/sweep.csv",
+        **elsewhere,
+    }
+    yaml.write_text("some:\n  table: ''\n")
+    assert parameters.paper_parameters(notebook)["table"] == ""

@@ -13,7 +13,7 @@ from dss.checks import lookup
 from dss.data import ensure_mnist
 from dss.given import json_from, manifest_from
 from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
-from dss.results import CHECKPOINTS
+from dss.results import CHECKPOINTS, portable
 
 if TYPE_CHECKING:
     from traitlets.config import Config
@@ -150,7 +150,7 @@ def _other_than_asked(folder: Path, parameters: Mapping) -> str:
     """Which parameter a manifest states with another value than the run was given, or ""."""
     for entry in manifest_from(folder).values():
         stated = entry.get("parameters", {})
-        for name, value in parameters.items():
+        for name, value in portable(parameters).items():
             if stated.get(name, value) != value:
                 return f"its manifest: {name} is {stated[name]!r} there, {value!r} was asked for"
     return ""

@@ -362,6 +362,14 @@ def test_an_extension_is_of_one_student(course, tmp_path):
     ]
 
 
+def test_a_due_date_is_said_as_it_was_understood(course, tmp_path):
+    """Hours lie between time zones."""
+    done = CliRunner().invoke(classroom.app, ["due", str(course), "1_gamma=2026-12-02T23:59"])
+    assert "1_gamma is due Wednesday, 2026-12-02 23:59 " in done.output
+    done = CliRunner().invoke(classroom.app, ["due", str(course), "1_gamma=none"])
+    assert done.output == "1_gamma is due never\n"
+
+
 def test_canvas_says_itself_what_is_in_time(course, tmp_path):
     """Its archives hold the time of the download."""
     set_due(course, "1_gamma=2026-12-02T23:59")
@@ -473,12 +481,23 @@ def test_a_slip_is_told_before_anything_is_written(course, tmp_path, options, me
 
 
 def test_an_extension_of_nobody_is_refused(course):
-    arguments = ["due", str(course), "1_gamma=2026-12-02", "--student", "s01"]
+    arguments = ["due", str(course), "1_gamma=2026-12-02T23:59", "--student", "s01"]
     done = CliRunner().invoke(classroom.app, arguments)
     assert done.exit_code == 1 and "no student or team is called 's01'" in done.output
 
 
-@pytest.mark.parametrize("date", ["5_more=2026-12-02", "1_gamma", "1_gamma=soon", "1_gamma="])
+# The last two are days alone: midnight would make all who come on that day late.
+@pytest.mark.parametrize(
+    "date",
+    [
+        "5_more=2026-12-02T23:59",
+        "1_gamma",
+        "1_gamma=soon",
+        "1_gamma=",
+        "1_gamma=2026-12-02",
+        "1_gamma=2026-W49-3",
+    ],
+)
 def test_a_due_date_that_is_none_is_refused(course, date):
     done = CliRunner().invoke(classroom.app, ["due", str(course), date])
     assert done.exit_code == 1 and repr(date) in done.output

@@ -74,6 +74,7 @@ def release(
             fail(f"nbgrader could not release {name}:\n{done['log']}\n{done['error']}", 1)
     with course(out).gradebook as gradebook:
         collecting.set_due(gradebook, dates)
+    typer.echo("\n".join(collecting.described(dates)), nl=bool(dates))
     bundle.pack(out / "release", NAMES, wheel, out / "students.zip")
     typer.echo(f"Group {group}: hand out {out}/students.zip; `collect` takes what comes back")
 
@@ -87,8 +88,10 @@ def due(
 ) -> None:
     """Say when assignments are due, to all or to one; collect again to see who is late."""
     check_course(out)
+    found = collecting.dates_from(dates, NAMES)
     with course(out).gradebook as gradebook:
-        collecting.set_due(gradebook, collecting.dates_from(dates, NAMES), student)
+        collecting.set_due(gradebook, found, student)
+    typer.echo("\n".join(collecting.described(found, student)))
 
 
 @app.command()

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import bundle
@@ -176,6 +176,16 @@ def test_names_that_look_alike_are_told_apart_or_refused():
         with pytest.raises(ValueError, match="may be any of .*, .*; write the id in place"):
             platforms.person(name, names)
     assert platforms.person("d_1_assignsubmission_file_/x.ipynb", names)[0] == "d"
+
+
+def test_the_number_of_canvas_tells_people_of_one_name_apart():
+    numbered = Names([Person("c", "Ann Lee", "", "", "71"), Person("d", "Ann Lee", "", "", "72")])
+    for number, known in (("71", "c"), ("72", "d")):
+        assert platforms.person(f"leeann_{number}_1_x.ipynb", numbered)[0] == known
+    with pytest.raises(ValueError, match="may be any of c, d"):
+        platforms.person("leeann_73_1_x.ipynb", numbered)
+    with pytest.raises(ValueError, match="nobody"):
+        platforms.person("kimbo_71_1_x.ipynb", numbered)
 
 
 def test_nobody_is_taken_for_another():
@@ -379,6 +389,17 @@ def test_canvas_says_itself_what_is_in_time(course, tmp_path):
     due = collecting.time_from("2026-12-02T23:59", "due")
     stamp = (course / "submitted/s00/1_gamma/timestamp.txt").read_text()
     assert stamp == f"{due:%Y-%m-%d %H:%M:%S} UTC\n"
+
+
+def test_what_canvas_calls_late_is_late_for_nbgrader_too(course, tmp_path):
+    files = {canvas_name(CLASS[0], late=True): (notebook("1_gamma"), NOON)}
+    path = archive_of(tmp_path / "c.zip", files)
+    assert "late for the platform, not for `grade`: 1_gamma has no due date" in collect(course, path).output
+    set_due(course, "1_gamma=2026-12-02T23:59")
+    assert collect(course, path).exit_code == 0
+    late = collecting.time_from("2026-12-02T23:59", "due") + timedelta(seconds=1)
+    stamp = (course / "submitted/s00/1_gamma/timestamp.txt").read_text()
+    assert stamp == f"{late:%Y-%m-%d %H:%M:%S} UTC\n"
 
 
 def test_the_time_of_a_download_can_be_given(course, tmp_path):

@@ -87,6 +87,8 @@ def collect(
         chosen = versions.choose(mine, rule, due)
         if versions.place(out, chosen, due):
             late = "" if versions.is_in_time(chosen, due) else ", late"
+            if late and not due:
+                late += f" for the platform, not for `grade`: {pair[1]} has no due date here"
             which = f"{len(mine)} versions, counts: {chosen.file}" if len(mine) > 1 else chosen.file
             lines.append(f"{' '.join(pair)}: {which}{late}")
     versions.save(out, known)

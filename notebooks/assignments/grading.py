@@ -13,6 +13,7 @@ import sys
 import warnings
 from codecs import BOM_UTF8
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
 
@@ -310,7 +311,7 @@ def show(table: pd.DataFrame) -> str:
     handed_in = table[table.status != "not submitted"].astype(object)
     for row in handed_in.where(handed_in.notna(), "").to_dict("records"):
         said = [row["status"] if row["status"] != "graded" else "", row["note"], row["lost"]]
-        said.append(row["late"] and f"late: {row['late'] / 3600:.1f} h")
+        said.append(row["late"] and f"late: {timedelta(seconds=round(row['late']))}")
         for name in ("timed_out", "deleted", "waits"):
             said.append(row[name] and f"{name.replace('_', ' ')}: {row[name]}")
         kinds = ("checks", "by_hand") if row["checks"] != "" else ()

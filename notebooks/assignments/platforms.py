@@ -35,7 +35,9 @@ IGNORED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
 COPY = re.compile(r"(?:\((\d+)\)|-(\d+))\.ipynb$", re.IGNORECASE)
 DAMAGED = zipfile.BadZipFile, zlib.error, lzma.LZMAError
 MOODLE = re.compile(r"(?P<name>.+?)_(?P<number>\d+)_assignsubmission_[a-z]+(_.*)?")
-CANVAS = re.compile(r"(?P<name>.+?)(?P<late>_LATE)?_\d+_(?P<number>\d+)_.+", re.IGNORECASE)
+CANVAS = re.compile(
+    r"(?P<name>.+?)(?P<late>_LATE)?_(?P<person>\d+)_(?P<number>\d+)_.+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -187,6 +189,7 @@ def person(path: str, names: Names) -> tuple[str, bool | None, int]:
             return one(names.find(match["name"]), match["name"]), None, int(match["number"])
     if match := CANVAS.fullmatch(parts[-1]):
         found = names.find(match["name"], drops_marks=True)
+        found = found & names.numbered[match["person"]] or found
         return one(found, match["name"]), bool(match["late"]), int(match["number"])
     for part in parts:
         if found := names.find(part) or names.find(PurePosixPath(part).stem):

@@ -394,7 +394,10 @@ def test_canvas_says_itself_what_is_in_time(course, tmp_path):
 def test_what_canvas_calls_late_is_late_for_nbgrader_too(course, tmp_path):
     files = {canvas_name(CLASS[0], late=True): (notebook("1_gamma"), NOON)}
     path = archive_of(tmp_path / "c.zip", files)
-    assert "late for the platform, not for `grade`: 1_gamma has no due date" in collect(course, path).output
+    assert (
+        "late for the platform, not for `grade`: 1_gamma has no due date"
+        in collect(course, path).output
+    )
     set_due(course, "1_gamma=2026-12-02T23:59")
     assert collect(course, path).exit_code == 0
     late = collecting.time_from("2026-12-02T23:59", "due") + timedelta(seconds=1)
@@ -731,6 +734,7 @@ def test_a_course_from_end_to_end(released, tmp_path):
     assert rows["1_gamma total"].tolist() == [f"{row.checks + 1.5:g}", "0", ""]
     done = command(tmp_path, "feedback", out)
     assert done.returncode == 0 and "2 pages" in done.stdout, done.stderr
+    assert "1 of them show 0 points" in done.stdout
     page = (out / "feedback/s01/1_gamma/1_gamma.html").read_text()
     assert "NotImplementedError" in page
     visible = "\n".join(cell.source for cell in release_of(out, "1_gamma").cells)

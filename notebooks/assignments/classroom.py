@@ -15,7 +15,7 @@ import bundle
 import collecting
 import typer
 from execution import Contained, Execute, course
-from feedback import pages
+from feedback import pages, waiting_in
 from grading import NAMES, check_course, fail, grades, show
 from samples import SAMPLES, differences, read, submit, write
 from solutions import write_solutions
@@ -136,6 +136,8 @@ def feedback(out: Folder) -> None:
             shutil.rmtree(path)  # of a submission that is no longer graded
     wrong = [pages(course(out), name) for name in sorted({name for _, name in pairs})]
     typer.echo(f"{len(pairs)} pages in {out}/feedback")
+    if waiting := len(pairs & waiting_in(course(out))):
+        typer.echo(f"{waiting} of them show 0 points for answers that wait for points by hand")
     if wrong := list(filter(None, wrong)):
         fail("\n".join(wrong), 1)
 

@@ -499,6 +499,9 @@ def test_a_slip_is_told_before_anything_is_written(course, tmp_path, options, me
     (tmp_path / "text.zip").write_text("no archive")
     done = collect(course, tmp_path / "text.zip")
     assert done.exit_code == 2 and "is no zip archive and no folder" in done.output
+    (tmp_path / "alone.ipynb").write_bytes(notebook("1_gamma"))
+    done = collect(course, tmp_path / "alone.ipynb")
+    assert done.exit_code == 2 and "called like the student's id" in done.output
     done = collect(course, path, roster=False)
     assert done.exit_code == 2 and "--roster names a CSV file" in done.output
     assert state_of(course) == before

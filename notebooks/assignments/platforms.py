@@ -87,7 +87,9 @@ def files_of(download: Path) -> list[File]:
         try:
             found = list(files_of_archive(zipfile.ZipFile(download)))
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{download} is no zip archive and no folder: {error}") from error
+            hint = "; a notebook alone goes into a folder that is called like the student's id"
+            why = hint if is_notebook(str(download)) else f": {error}"
+            raise ValueError(f"{download} is no zip archive and no folder{why}") from error
     if len(found) > MAX_FILES:
         raise ValueError(f"{download} holds {len(found)} files; at most {MAX_FILES} are read")
     total = sum(file.size for file in found if is_notebook(file.path) and not file.why_not)

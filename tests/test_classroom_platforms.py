@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import bundle
@@ -176,6 +176,16 @@ def test_names_that_look_alike_are_told_apart_or_refused():
         with pytest.raises(ValueError, match="may be any of .*, .*; write the id in place"):
             platforms.person(name, names)
     assert platforms.person("d_1_assignsubmission_file_/x.ipynb", names)[0] == "d"
+
+
+def test_the_number_of_canvas_tells_people_of_one_name_apart():
+    numbered = Names([Person("c", "Ann Lee", "", "", "71"), Person("d", "Ann Lee", "", "", "72")])
+    for number, known in (("71", "c"), ("72", "d")):
+        assert platforms.person(f"leeann_{number}_1_x.ipynb", numbered)[0] == known
+    with pytest.raises(ValueError, match="may be any of c, d"):
+        platforms.person("leeann_73_1_x.ipynb", numbered)
+    with pytest.raises(ValueError, match="nobody"):
+        platforms.person("kimbo_71_1_x.ipynb", numbered)
 
 
 def test_nobody_is_taken_for_another():
@@ -362,6 +372,14 @@ def test_an_extension_is_of_one_student(course, tmp_path):
     ]
 
 
+def test_a_due_date_is_said_as_it_was_understood(course, tmp_path):
+    """Hours lie between time zones."""
+    done = CliRunner().invoke(classroom.app, ["due", str(course), "1_gamma=2026-12-02T23:59"])
+    assert "1_gamma is due Wednesday, 2026-12-02 23:59 " in done.output
+    done = CliRunner().invoke(classroom.app, ["due", str(course), "1_gamma=none"])
+    assert done.output == "1_gamma is due never\n"
+
+
 def test_canvas_says_itself_what_is_in_time(course, tmp_path):
     """Its archives hold the time of the download."""
     set_due(course, "1_gamma=2026-12-02T23:59")
@@ -371,6 +389,20 @@ def test_canvas_says_itself_what_is_in_time(course, tmp_path):
     due = collecting.time_from("2026-12-02T23:59", "due")
     stamp = (course / "submitted/s00/1_gamma/timestamp.txt").read_text()
     assert stamp == f"{due:%Y-%m-%d %H:%M:%S} UTC\n"
+
+
+def test_what_canvas_calls_late_is_late_for_nbgrader_too(course, tmp_path):
+    files = {canvas_name(CLASS[0], late=True): (notebook("1_gamma"), NOON)}
+    path = archive_of(tmp_path / "c.zip", files)
+    assert (
+        "late for the platform, not for `grade`: 1_gamma has no due date"
+        in collect(course, path).output
+    )
+    set_due(course, "1_gamma=2026-12-02T23:59")
+    assert collect(course, path).exit_code == 0
+    late = collecting.time_from("2026-12-02T23:59", "due") + timedelta(seconds=1)
+    stamp = (course / "submitted/s00/1_gamma/timestamp.txt").read_text()
+    assert stamp == f"{late:%Y-%m-%d %H:%M:%S} UTC\n"
 
 
 def test_the_time_of_a_download_can_be_given(course, tmp_path):
@@ -467,18 +499,32 @@ def test_a_slip_is_told_before_anything_is_written(course, tmp_path, options, me
     (tmp_path / "text.zip").write_text("no archive")
     done = collect(course, tmp_path / "text.zip")
     assert done.exit_code == 2 and "is no zip archive and no folder" in done.output
+    (tmp_path / "alone.ipynb").write_bytes(notebook("1_gamma"))
+    done = collect(course, tmp_path / "alone.ipynb")
+    assert done.exit_code == 2 and "called like the student's id" in done.output
     done = collect(course, path, roster=False)
     assert done.exit_code == 2 and "--roster names a CSV file" in done.output
     assert state_of(course) == before
 
 
 def test_an_extension_of_nobody_is_refused(course):
-    arguments = ["due", str(course), "1_gamma=2026-12-02", "--student", "s01"]
+    arguments = ["due", str(course), "1_gamma=2026-12-02T23:59", "--student", "s01"]
     done = CliRunner().invoke(classroom.app, arguments)
     assert done.exit_code == 1 and "no student or team is called 's01'" in done.output
 
 
-@pytest.mark.parametrize("date", ["5_more=2026-12-02", "1_gamma", "1_gamma=soon", "1_gamma="])
+# The last two are days alone: midnight would make all who come on that day late.
+@pytest.mark.parametrize(
+    "date",
+    [
+        "5_more=2026-12-02T23:59",
+        "1_gamma",
+        "1_gamma=soon",
+        "1_gamma=",
+        "1_gamma=2026-12-02",
+        "1_gamma=2026-W49-3",
+    ],
+)
 def test_a_due_date_that_is_none_is_refused(course, date):
     done = CliRunner().invoke(classroom.app, ["due", str(course), date])
     assert done.exit_code == 1 and repr(date) in done.output
@@ -691,6 +737,7 @@ def test_a_course_from_end_to_end(released, tmp_path):
     assert rows["1_gamma total"].tolist() == [f"{row.checks + 1.5:g}", "0", ""]
     done = command(tmp_path, "feedback", out)
     assert done.returncode == 0 and "2 pages" in done.stdout, done.stderr
+    assert "1 of them show 0 points" in done.stdout
     page = (out / "feedback/s01/1_gamma/1_gamma.html").read_text()
     assert "NotImplementedError" in page
     visible = "\n".join(cell.source for cell in release_of(out, "1_gamma").cells)

@@ -105,6 +105,27 @@ def test_points_are_taken_away_only_when_a_submission_is_graded(tmp_path, monkey
     assert steps == ["prepare ada", "autograde ada", "prepare bob", "autograde bob"]
 
 
+def test_a_folder_with_nothing_to_grade_gives_a_table(tmp_path, monkeypatch):
+    for name in ("release", "submitted/ada"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("nbgrader_config.py", "gradebook.db", "submitted/moodle.zip"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr(grading, "check_kernel", lambda: ("graded", ""))
+    monkeypatch.setattr(grading.resource, "setrlimit", lambda *_: None)
+    for left in ("ada", "moodle.zip"):
+        said = grading.show(grading.grades(tmp_path))
+        assert left != "ada" or "not submitted: 4" in said
+        assert "moodle.zip" in said and "unknown" in said
+        (tmp_path / "submitted/ada").exists() and (tmp_path / "submitted/ada").rmdir()
+
+
+def test_what_waits_for_points_by_hand_is_counted():
+    row = dict.fromkeys(grading.COLUMNS, "") | {"status": "graded", "checks": ""}
+    for waits, said in (("explain", "1 wait for points by hand"), ("", "not submitted: 0")):
+        table = pd.DataFrame([row | {"waits": waits}])
+        assert grading.show(table).splitlines()[-1].startswith(said)
+
+
 @pytest.mark.parametrize(
     ("kind", "content"),
     [
@@ -252,3 +273,31 @@ def test_old_points_are_taken_away_before_anything_is_graded(released, tmp_path)
     with execution.course(out).gradebook as gradebook:
         left = {(entry.auto_score, entry.needs_manual_grade) for entry in entries(gradebook)}
     assert left == {(0, False)}
+
+
+def test_only_what_has_changed_is_looked_at_by_hand_again(released, tmp_path, monkeypatch):
+    """A loop is run again at each grading, and would wait for the teacher without end."""
+    out, pair = tmp_path / "course", ("ada", "2_bead")
+    shutil.copytree(released, out)
+    samples.write(release_of(out, "2_bead"), out.joinpath("submitted", *pair, "2_bead.ipynb"))
+    grading.prepare(out, *pair)
+
+    def change(**values):
+        with execution.course(out).gradebook as gradebook:
+            (notebook,) = gradebook.find_submission("2_bead", "ada").notebooks
+            for entry in notebook.grades:
+                if entry.cell_type == "markdown":
+                    for name, value in values.items():
+                        setattr(entry, name, value)
+            gradebook.db.commit()
+            return {e.needs_manual_grade for e in notebook.grades if e.cell_type == "markdown"}
+
+    def autograde(*_):
+        change(needs_manual_grade=True)  # as nbgrader does where points were given by hand
+        return "graded", ""
+
+    monkeypatch.setattr(grading, "autograde", autograde)
+    for as_before in (True, False):
+        change(manual_score=2, needs_manual_grade=False)
+        assert grading.anew(out, *pair, as_before) == ("graded", "")
+        assert change() == {not as_before}

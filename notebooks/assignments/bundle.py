@@ -35,7 +35,8 @@ You need Python 3.11 or later. Unpack the archive, open a terminal in its folder
     jupyter lab
 
 On Linux, pip's PyTorch brings several gigabytes for graphics cards. They are not needed. PyTorch's
-own page says how to install the version for processors; do that first.
+own page says how to install the version for processors; do that first, and take the number that
+`requirements.txt` names: pip replaces every other.
 
 ## JupyterHub
 

@@ -15,7 +15,7 @@ import bundle
 import collecting
 import typer
 from execution import Contained, Execute, course
-from feedback import pages
+from feedback import pages, waiting_in
 from grading import NAMES, check_course, fail, grades, show
 from samples import SAMPLES, differences, read, submit, write
 from solutions import write_solutions
@@ -74,6 +74,7 @@ def release(
             fail(f"nbgrader could not release {name}:\n{done['log']}\n{done['error']}", 1)
     with course(out).gradebook as gradebook:
         collecting.set_due(gradebook, dates)
+    typer.echo("\n".join(collecting.described(dates)), nl=bool(dates))
     bundle.pack(out / "release", NAMES, wheel, out / "students.zip")
     typer.echo(f"Group {group}: hand out {out}/students.zip; `collect` takes what comes back")
 
@@ -87,8 +88,10 @@ def due(
 ) -> None:
     """Say when assignments are due, to all or to one; collect again to see who is late."""
     check_course(out)
+    found = collecting.dates_from(dates, NAMES)
     with course(out).gradebook as gradebook:
-        collecting.set_due(gradebook, collecting.dates_from(dates, NAMES), student)
+        collecting.set_due(gradebook, found, student)
+    typer.echo("\n".join(collecting.described(found, student)))
 
 
 @app.command()
@@ -133,6 +136,8 @@ def feedback(out: Folder) -> None:
             shutil.rmtree(path)  # of a submission that is no longer graded
     wrong = [pages(course(out), name) for name in sorted({name for _, name in pairs})]
     typer.echo(f"{len(pairs)} pages in {out}/feedback")
+    if waiting := len(pairs & waiting_in(course(out))):
+        typer.echo(f"{waiting} of them show 0 points for answers that wait for points by hand")
     if wrong := list(filter(None, wrong)):
         fail("\n".join(wrong), 1)
 

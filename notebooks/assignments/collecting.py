@@ -87,6 +87,8 @@ def collect(
         chosen = versions.choose(mine, rule, due)
         if versions.place(out, chosen, due):
             late = "" if versions.is_in_time(chosen, due) else ", late"
+            if late and not due:
+                late += f" for the platform, not for `grade`: {pair[1]} has no due date here"
             which = f"{len(mine)} versions, counts: {chosen.file}" if len(mine) > 1 else chosen.file
             lines.append(f"{' '.join(pair)}: {which}{late}")
     versions.save(out, known)
@@ -154,12 +156,26 @@ def dates_from(texts: list[str], names: list[str]) -> dict[str, datetime | None]
 
 def time_from(value: str, what: str) -> datetime:
     """A time as it was typed, of this machine's time zone where it names none, in UTC."""
+    needed = "2026-12-02T23:59, or with +01:00, is needed"
     try:
-        return datetime.fromisoformat(value).astimezone(UTC)
+        time = datetime.fromisoformat(value).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError(
-            f"{what!r}: {value!r} is no time; 2026-12-02T23:59, or with +01:00, is needed"
-        ) from None
+        raise ValueError(f"{what!r}: {value!r} is no time; {needed}") from None
+    if len(value) <= len("2026-12-02"):  # midnight, so that whoever comes on that day is late
+        raise ValueError(f"{what!r}: {value!r} has no time of day; {needed}")
+    return time
+
+
+def described(dates: dict[str, datetime | None], student: str | None = None) -> list[str]:
+    """Due dates in words, in this machine's time zone; None is none, or no extension."""
+    never = "when it is for all" if student else "never"
+    of = f" of {student}" if student else ""
+    return [
+        f"{name}{of} is due {date.astimezone():%A, %Y-%m-%d %H:%M %Z}"
+        if date
+        else f"{name}{of} is due {never}"
+        for name, date in dates.items()
+    ]
 
 
 def set_due(

@@ -91,3 +91,14 @@ def pages(api: NbGraderAPI, name: str) -> str:
     api.config.GenerateFeedback.preprocessors = STEPS
     done = api.generate_feedback(name)
     return "" if done["success"] else f"{name}: {done['error'] or done.get('log', '')}"
+
+
+def waiting_in(api: NbGraderAPI) -> set[tuple[str, str]]:
+    """Students and assignments that wait for points by hand."""
+    with api.gradebook as gradebook:
+        return {
+            (submission.student_id, assignment.name)
+            for assignment in gradebook.assignments
+            for submission in gradebook.assignment_submissions(assignment.name)
+            if submission.needs_manual_grade
+        }

@@ -13,6 +13,7 @@ import sys
 import warnings
 from codecs import BOM_UTF8
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import typer
 import wide
 from execution import check_kernel, course
 from feedback import message
-from nbgrader.api import SubmittedAssignment
+from nbgrader.api import MissingEntry, SubmittedAssignment
 from nbgrader.apps import NbGraderAPI
 from nbgrader.preprocessors import AssignLatePenalties
 from samples import grade_id, read
@@ -35,6 +36,8 @@ from dss.files import write as write_file
 
 SOURCE = Path(__file__).resolve().parent / "source"
 NAMES = sorted(path.name for path in SOURCE.iterdir() if path.is_dir())
+COLUMNS = ["student", "assignment", "status", "checks", "checks_max", "by_hand", "by_hand_max"]
+COLUMNS += ["lost", "waits", "timed_out", "deleted", "note", "late", "penalty", "digest"]
 STATE = "graded.csv"  # in a course: what was graded, for the next run
 
 
@@ -58,17 +61,18 @@ def grades(out: Path, jobs: int = 1, memory: int = 12, again: bool = False) -> p
     there = [pair for pair in pairs if out.joinpath("submitted", *pair).exists()]
     digests = {pair: digest(out, *pair) for pair in there}
     same = {} if again else unchanged(out, digests)
+    as_before = {p for p, row in known(out, digests).items() if row["status"] == "graded"}
     forget(out, same)
     ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (memory * 2**30, ceiling))  # kernels inherit it
-    todo = {pair: (anew, out, *pair) for pair in there if pair not in same}
+    todo = {p: (anew, out, *p, p in as_before) for p in there if p not in same}
     ends |= same | apart(jobs, todo, out)
     rows = [result(out, *pair, *ends[pair]) | {"digest": digests.get(pair, "")} for pair in pairs]
     note = "submitted/<student>/<assignment>/<assignment>.ipynb is expected"
     rows += [{"student": s, "assignment": a, "status": "unknown", "note": note} for s, a in stray]
     if not rows:
         fail(f"{out / 'submitted'} is empty; <student>/<assignment>/<assignment>.ipynb is expected")
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).reindex(columns=COLUMNS)
     for name in (STATE, "grades.csv"):
         write_file(out / name, table.to_csv(index=False).encode())
     if people:
@@ -115,22 +119,40 @@ def forget(out: Path, same: dict) -> None:
         write_file(out / STATE, table.to_csv(index=False).encode())
 
 
+def known(out: Path, digests: dict) -> dict:
+    """The rows of the last run, of those that are the same still."""
+    rows = {(row["student"], row["assignment"]): row for row in last(out).to_dict("records")}
+    return {p: rows[p] for p, value in digests.items() if rows.get(p, {}).get("digest") == value}
+
+
 def unchanged(out: Path, digests: dict) -> dict:
     """How those ended that were graded in full, in the last run, and are the same still."""
-    old = {(row["student"], row["assignment"]): row for row in last(out).to_dict("records")}
     return {
         pair: ("graded", row["note"])
-        for pair, value in digests.items()
-        if (row := old.get(pair, {})).get("digest") == value
-        and (row["status"], row["timed_out"]) == ("graded", "")
+        for pair, row in known(out, digests).items()
+        if (row["status"], row["timed_out"]) == ("graded", "")
         and out.joinpath("autograded", *pair).exists()
     }
 
 
-def anew(out: Path, student: str, name: str) -> tuple[str, str]:
+def looked_at(out: Path, student: str, name: str) -> set[str]:
+    """The cells of a submission that have points by hand and wait for nobody."""
+    with suppress(MissingEntry), course(out).gradebook as gradebook:
+        notebooks = gradebook.find_submission(name, student).notebooks
+        entries = [entry for notebook in notebooks for entry in notebook.grades]
+        return {e.name for e in entries if e.manual_score is not None and not e.needs_manual_grade}
+    return set()  # the gradebook is a new one
+
+
+def anew(out: Path, student: str, name: str, as_before: bool = False) -> tuple[str, str]:
     """Grade one submission.  Only now are its old points taken away: should the grading of a class
-    be interrupted, all that was not reached yet keeps what it had."""
+    be interrupted, all that was not reached yet keeps what it had.
+
+    Args:
+        as_before: whether its points by hand are of this very content, and need no second look.
+    """
     try:
+        seen = looked_at(out, student, name) if as_before else set()
         status, note = prepare(out, student, name)
     except SQLAlchemyError as error:
         return "not graded", f"{type(error).__name__}: {error}".splitlines()[0][:100]
@@ -139,7 +161,18 @@ def anew(out: Path, student: str, name: str) -> tuple[str, str]:
         note = why or note
         if status != "graded":
             prepare(out, student, name)  # what was saved before it failed counts no more
+        elif seen:
+            settle(out, student, name, seen)
     return status, note
+
+
+def settle(out: Path, student: str, name: str, seen: set[str]) -> None:
+    """Let cells wait no longer for a teacher."""
+    with course(out).gradebook as gradebook:
+        for notebook in gradebook.find_submission(name, student).notebooks:
+            for entry in notebook.grades:
+                entry.needs_manual_grade &= entry.name not in seen
+        gradebook.db.commit()
 
 
 def prepare(out: Path, student: str, name: str) -> tuple[str, str]:
@@ -310,7 +343,7 @@ def show(table: pd.DataFrame) -> str:
     handed_in = table[table.status != "not submitted"].astype(object)
     for row in handed_in.where(handed_in.notna(), "").to_dict("records"):
         said = [row["status"] if row["status"] != "graded" else "", row["note"], row["lost"]]
-        said.append(row["late"] and f"late: {row['late'] / 3600:.1f} h")
+        said.append(row["late"] and f"late: {timedelta(seconds=round(row['late']))}")
         for name in ("timed_out", "deleted", "waits"):
             said.append(row[name] and f"{name.replace('_', ' ')}: {row[name]}")
         kinds = ("checks", "by_hand") if row["checks"] != "" else ()
@@ -318,7 +351,10 @@ def show(table: pd.DataFrame) -> str:
         rows.append((row["student"], row["assignment"], *points, "; ".join(filter(None, said))))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     lines = ["  ".join([*map(str.ljust, row, widths), row[4]]) for row in rows]
-    return "\n".join([*lines, f"not submitted: {(table.status == 'not submitted').sum()}"])
+    lines.append(f"not submitted: {(table.status == 'not submitted').sum()}")
+    if waiting := (handed_in.waits.fillna("") != "").sum():
+        lines.append(f"{waiting} wait for points by hand, which count 0 until then in all tables")
+    return "\n".join(lines)
 
 
 def fail(message: str, status: int = 2) -> None:

@@ -35,7 +35,9 @@ IGNORED = {"__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini"}
 COPY = re.compile(r"(?:\((\d+)\)|-(\d+))\.ipynb$", re.IGNORECASE)
 DAMAGED = zipfile.BadZipFile, zlib.error, lzma.LZMAError
 MOODLE = re.compile(r"(?P<name>.+?)_(?P<number>\d+)_assignsubmission_[a-z]+(_.*)?")
-CANVAS = re.compile(r"(?P<name>.+?)(?P<late>_LATE)?_\d+_(?P<number>\d+)_.+", re.IGNORECASE)
+CANVAS = re.compile(
+    r"(?P<name>.+?)(?P<late>_LATE)?_(?P<person>\d+)_(?P<number>\d+)_.+", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ def files_of(download: Path) -> list[File]:
         try:
             found = list(files_of_archive(zipfile.ZipFile(download)))
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{download} is no zip archive and no folder: {error}") from error
+            hint = "; a notebook alone goes into a folder that is called like the student's id"
+            why = hint if is_notebook(str(download)) else f": {error}"
+            raise ValueError(f"{download} is no zip archive and no folder{why}") from error
     if len(found) > MAX_FILES:
         raise ValueError(f"{download} holds {len(found)} files; at most {MAX_FILES} are read")
     total = sum(file.size for file in found if is_notebook(file.path) and not file.why_not)
@@ -187,6 +191,7 @@ def person(path: str, names: Names) -> tuple[str, bool | None, int]:
             return one(names.find(match["name"]), match["name"]), None, int(match["number"])
     if match := CANVAS.fullmatch(parts[-1]):
         found = names.find(match["name"], drops_marks=True)
+        found = found & names.numbered[match["person"]] or found
         return one(found, match["name"]), bool(match["late"]), int(match["number"])
     for part in parts:
         if found := names.find(part) or names.find(PurePosixPath(part).stem):

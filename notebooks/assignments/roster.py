@@ -99,13 +99,15 @@ class Names:
     """Finds the folder of a person or a team by a name, however the platform spells it.
 
     Compared are letters and digits alone, in any case, first or last name first.  "Jörg Groß" is
-    also found as jorggross, joerggross (transcribed) and jrggro (letters dropped).
+    also found as jorggross, joerggross (transcribed) and jrggro (letters dropped).  `numbered` are
+    the folders by the number that Canvas gives a person.
     """
 
     def __init__(self, people: list[Person]):
         self.teams = {letters(person.team) for person in people if person.team}
-        self.exact, self.loose = defaultdict(set), defaultdict(set)
+        self.exact, self.loose, self.numbered = (defaultdict(set) for _ in range(3))
         for person in people:
+            self.numbered[person.canvas].add(person.folder)
             known = [*orders(person.name), person.id, person.email, person.team]
             for text in filter(None, known):
                 self.exact[letters(text)].add(person.folder)

@@ -4,7 +4,7 @@ from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from dss.files import write
 
 TIME = "%Y%m%dT%H%M%SZ"
 LEDGER = "versions.csv"
+SECOND = timedelta(seconds=1)
 
 
 @dataclass
@@ -147,8 +148,8 @@ def place(out: Path, version: Version, due: datetime | None) -> bool:
     target = folder / f"{version.assignment}.ipynb"
     content = (out / "versions" / version.file).read_bytes().removeprefix(BOM_UTF8)
     time = moment(version)
-    if due and version.late == "no":  # the time is that of a download, perhaps
-        time = min(time, due)
+    if due and version.late:  # the time is that of a download, perhaps; the word is the platform's
+        time = min(time, due) if version.late == "no" else max(time, due + SECOND)
     stamp = f"{time:%Y-%m-%d %H:%M:%S} UTC\n".encode()
     folder.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():

@@ -691,6 +691,32 @@ def test_students_install_what_the_assignments_import():
 # From the release to the tables
 
 
+def test_feedback_goes_back_to_moodle_under_the_names_it_came_by(course):
+    """Of the version that counts; pages of those who came another way are in no archive."""
+    ada, bo, zoe = CLASS[0], CLASS[8], CLASS[2]
+    flat = moodle_name(bo, end="_", number=77)
+    files = {moodle_name(ada, end="/"): notebook("1_gamma"), flat: notebook("1_gamma")}
+    archive_of(course.parent / "moodle.zip", files)
+    archive_of(course.parent / "canvas.zip", {canvas_name(zoe): notebook("1_gamma")})
+    for name in ("moodle", "canvas"):
+        assert collect(course, course.parent / f"{name}.zip").exit_code == 0
+    for person in (ada, bo, zoe):
+        page = course / "feedback" / person.id / "1_gamma" / "1_gamma.html"
+        page.parent.mkdir(parents=True)
+        page.write_text(person.id)
+    (course / "feedback" / "2_bead_moodle.zip").touch()
+    assert feedback.moodle_archives(course) == [course / "feedback" / "1_gamma_moodle.zip"]
+    assert not (course / "feedback" / "2_bead_moodle.zip").exists(), "of an earlier time"
+    with zipfile.ZipFile(course / "feedback" / "1_gamma_moodle.zip") as archive:
+        found = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert found == {
+        f"{ada.name}_12345_assignsubmission_file_/1_gamma.html": ada.id,
+        f"{bo.name}_77_assignsubmission_file_/1_gamma.html": bo.id,
+    }
+    for name in found:
+        assert platforms.person(name, Names(CLASS))[0] in {ada.id, bo.id}, "as it is read here"
+
+
 @slow
 def test_a_course_from_end_to_end(released, tmp_path):
     """Two hand in through Moodle, one of them again and late through Canvas; points by hand are
@@ -737,6 +763,7 @@ def test_a_course_from_end_to_end(released, tmp_path):
     assert rows["1_gamma total"].tolist() == [f"{row.checks + 1.5:g}", "0", ""]
     done = command(tmp_path, "feedback", out)
     assert done.returncode == 0 and "2 pages" in done.stdout, done.stderr
+    assert "1_gamma_moodle.zip: for Moodle" in done.stdout
     assert "1 of them show 0 points" in done.stdout
     page = (out / "feedback/s01/1_gamma/1_gamma.html").read_text()
     assert "NotImplementedError" in page

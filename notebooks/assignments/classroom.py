@@ -15,7 +15,7 @@ import bundle
 import collecting
 import typer
 from execution import Contained, Execute, course
-from feedback import pages, waiting_in
+from feedback import moodle_archives, pages, waiting_in
 from grading import NAMES, check_course, fail, grades, show
 from samples import SAMPLES, differences, read, submit, write
 from solutions import write_solutions
@@ -127,7 +127,8 @@ def collect(
 @app.command()
 @errors_told(name="classroom")
 def feedback(out: Folder) -> None:
-    """Write OUT/feedback/<student>/<assignment>/<assignment>.html, without the hidden tests."""
+    """Write OUT/feedback/<student>/<assignment>/<assignment>.html, without the hidden tests; and an
+    archive of these pages for Moodle."""
     check_course(out)
     there = {name: (out / "autograded").glob(f"*/{name}/{name}.ipynb") for name in NAMES}
     pairs = {(path.parts[-3], name) for name, paths in there.items() for path in paths}
@@ -136,6 +137,8 @@ def feedback(out: Folder) -> None:
             shutil.rmtree(path)  # of a submission that is no longer graded
     wrong = [pages(course(out), name) for name in sorted({name for _, name in pairs})]
     typer.echo(f"{len(pairs)} pages in {out}/feedback")
+    for path in moodle_archives(out):
+        typer.echo(f"{path}: for Moodle, to upload as feedback files in a zip")
     if waiting := len(pairs & waiting_in(course(out))):
         typer.echo(f"{waiting} of them show 0 points for answers that wait for points by hand")
     if wrong := list(filter(None, wrong)):

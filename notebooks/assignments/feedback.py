@@ -1,12 +1,20 @@
 """What a failed check says: in the teacher's table, and on pages that do not print the tests."""
 
 import re
+from collections import defaultdict
+from io import BytesIO
+from pathlib import Path
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from nbconvert.preprocessors import CSSHTMLHeaderPreprocessor
 from nbformat import NotebookNode
 from nbgrader import utils
 from nbgrader.apps import NbGraderAPI
 from nbgrader.preprocessors import ClearHiddenTests, GetGrades
+from platforms import MOODLE
+from versions import ledger
+
+from dss.files import write
 
 MAX_MESSAGE = 100
 HIDDEN = re.compile(r"### BEGIN HIDDEN TESTS\n(.*?)### END HIDDEN TESTS", re.DOTALL)
@@ -91,6 +99,30 @@ def pages(api: NbGraderAPI, name: str) -> str:
     api.config.GenerateFeedback.preprocessors = STEPS
     done = api.generate_feedback(name)
     return "" if done["success"] else f"{name}: {done['error'] or done.get('log', '')}"
+
+
+def moodle_archives(out: Path) -> list[Path]:
+    """Write OUT/feedback/<assignment>_moodle.zip: the pages of those who came by Moodle, each in
+    a folder that is called like the one it came in.  By that name Moodle knows whose page it is."""
+    for old in (out / "feedback").glob("*_moodle.zip"):
+        old.unlink()
+    pages_of = defaultdict(list)
+    for version in ledger(out):
+        name = version.assignment
+        page = out / "feedback" / version.student / name / f"{name}.html"
+        folder = next(filter(None, map(MOODLE.fullmatch, version.source.split("/"))), None)
+        if version.counts and folder and page.exists():
+            place = f"{folder['name']}_{folder['number']}_assignsubmission_file_/{name}.html"
+            pages_of[name].append((place, page.read_bytes()))
+    written = []
+    for name, entries in sorted(pages_of.items()):
+        content = BytesIO()
+        with ZipFile(content, "w", ZIP_DEFLATED) as archive:
+            for place, page in entries:
+                archive.writestr(place, page)
+        written.append(out / "feedback" / f"{name}_moodle.zip")
+        write(written[-1], content.getvalue())
+    return written
 
 
 def waiting_in(api: NbGraderAPI) -> set[tuple[str, str]]:

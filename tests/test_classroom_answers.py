@@ -30,6 +30,8 @@ BODY = {
         ("3_string", "measure"),
         ("3_string", "experiment"),
         ("4_study", "run"),
+        ("4_study", "summarize"),
+        ("4_study", "differences"),
     ]
 }
 LEVEL_BY_LEVEL = """
@@ -581,6 +583,17 @@ WRONG = {
     ),
 }
 
+WRONG |= {
+    "unsorted": ("summarize", 'groupby("value")', 'groupby("value", sort=False)'),
+    "the least too": ("differences", "for value in others:", "for value in sorted(beads):"),
+    "rows in a list": ("differences", "return pd.DataFrame(rows)", "return rows"),
+    "every failure lost": (
+        "differences",
+        "connected[least] & ~connected[value]",
+        "~connected[value]",
+        "differences-failures",
+    ),
+}
 CALLS = {  # module, function and arguments of what a cell is to write
     "interpolate": ("theta", "interpolate", "theta_1, theta_2, t"),
     "gamma": ("curve", "interpolated_loss", "task, theta_1, theta_2, n_t"),
@@ -630,6 +643,11 @@ RIGHT = {
         "find_string",
         "dss.t_star(task, theta_1, theta_2)",
         'dss.t_star(task, theta_1, theta_2, 33, "grid")',
+    ),
+    "a column beside its index": (
+        "summarize",
+        "return summary.reset_index()",
+        "return summary.assign(value=summary.index)",
     ),
     "stack of work": ("find_string", BODY["find_string"], STACK_OF_WORK),
     "refined maxima": ("Gamma_tilde", BODY["Gamma_tilde"], REFINED),

@@ -27,8 +27,11 @@ BODY = {
         ("2_bead", "segments"),
         ("3_string", "find_string"),
         ("3_string", "Gamma_tilde"),
+        ("3_string", "measure"),
         ("3_string", "experiment"),
         ("4_study", "run"),
+        ("4_study", "summarize"),
+        ("4_study", "differences"),
     ]
 }
 LEVEL_BY_LEVEL = """
@@ -49,6 +52,20 @@ LEVEL_BY_LEVEL = """
             states += [not low[k]] if bead is None else [False, False]
         thetas, dead = grown, states
     return torch.stack(thetas), ok
+"""
+STACK_OF_WORK = """
+    done, ends, ok = [theta_1], [(theta_2, max_depth)], True
+    while ends:
+        a, (b, depth), bead = done[-1], ends[-1], None
+        low = bool(dss.interpolated_loss(task, a, b).max() <= L0)
+        if not low and depth > 0:
+            start = dss.interpolate(a, b, dss.t_star(task, a, b))
+            bead = train_bead(task, start, alpha * L0, generator)
+        if bead is None:
+            ok, done = ok and low, [*done, ends.pop()[0]]
+        else:
+            ends[-1:] = [(b, depth - 1), (bead, depth - 1)]
+    return torch.stack(done), ok
 """
 REFINED = """
     largest = 0.0
@@ -115,6 +132,15 @@ BACKWARD = """
             optimizer.step()
     return None
 """
+DIFFERENCES = """
+    theta = start.clone()
+    for step in range(max_steps + 1):
+        if task.losses(theta[None])[0] <= alpha * L0:
+            return theta
+        shifts = 1e-6 * torch.eye(len(theta), dtype=theta.dtype)
+        theta = theta - lr * (task.losses(theta + shifts) - task.losses(theta - shifts)) / 2e-6
+    return None
+"""
 # The optimizer of PyTorch is welcome, with the gradient of the task.
 OPTIMIZER = BACKWARD.replace("loss.backward()", "theta.grad = task.gradients(theta[None])[1][0]")
 LOSSES_BETWEEN = """
@@ -147,6 +173,62 @@ LAST_DROPPED = "*((thetas[:-2], thetas[1:-1]) if len(thetas) > 2 else thetas[:, 
 FRESH, SEEDED = (f"torch.Generator().manual_seed({v})" for v in ("group", "seed"))
 ONE_GROUP, ONE_SEED = BODY["experiment"].replace(FRESH, "own"), BODY["run"].replace(SEEDED, "own")
 
+# The function of dss once more: reloaded, from a second module of its file, from its source.
+RELOADED = "    return importlib.reload(dss.MODULE).CALL\n\n\nimport importlib\n"
+SECOND = """
+    return second_module.CALL
+
+
+from importlib.util import module_from_spec, spec_from_file_location
+
+spec = spec_from_file_location("dss.second_module", dss.MODULE.__file__)
+spec.loader.exec_module(second_module := module_from_spec(spec))
+"""
+COPIED = """
+    return space["NAME"](ARGUMENTS)
+
+
+space = dict(vars(dss.MODULE))
+exec(__import__("inspect").getsource(space["NAME"]), space)
+"""
+COPIES = {"reloaded": RELOADED, "second module": SECOND, "copied": COPIED}
+
+
+def copies(cell, module, name, arguments):
+    """Answers that call a function of dss which the checks cannot know by its name."""
+    for kind, code in COPIES.items():
+        code = code.replace("MODULE", module).replace("CALL", f"{name}({arguments})")
+        code = code.replace("NAME", name).replace("ARGUMENTS", arguments)
+        yield f"{kind} {cell}", (cell, BODY[cell], code, *ALL[cell])
+
+
+CLIMBS = ("train_bead", "theta - lr * gradients[0]", "theta + lr * gradients[0]", "train_bead-step")
+ADAM = OPTIMIZER.replace("optim.SGD", "optim.Adam")
+MAXIMA = """
+    return float(f(task, theta_1[None], theta_2[None], n_t, "grid").t_star[0])
+
+
+from dss.sampling import segment_maxima as f
+"""
+ALL_PAIRS = """
+    pairs = [(a, b) for a in thetas for b in thetas]
+    return max(float(dss.interpolated_loss(task, a, b, n_t).max()) for a, b in pairs)
+"""
+LISTS = """
+    line = [theta_1, theta_2]
+    if dss.interpolated_loss(task, *line).max() <= L0:
+        return line, True
+    if max_depth == 0:
+        return line, False
+    start = dss.interpolate(*line, dss.t_star(task, *line))
+    bead = train_bead(task, start, alpha * L0, generator)
+    if bead is None:
+        return line, False
+    left, left_low = find_string(task, theta_1, bead, L0, alpha, max_depth - 1, generator)
+    right, right_low = find_string(task, bead, theta_2, L0, alpha, max_depth - 1, generator)
+    return left + right[1:], left_low and right_low
+"""
+
 STEPS = {
     "interpolate": ["check", "values", "unchanged"],
     "gamma": ["check", "grid", "values"],
@@ -155,7 +237,9 @@ STEPS = {
     "find_string": ["check", "ends", "segment", "t_star", "target", "depth", "halves"],
 }
 STEPS["find_string"] += ["failed_bead", "order", "low"]
+STEPS |= {"Gamma_tilde": ["check", "segments"], "measure": ["check", "length"]}
 ALL = {cell: [f"{cell}-{step}" for step in steps] for cell, steps in STEPS.items()}
+ALL["find_string"] += ["generator-check"]
 
 # By name: the cell, what is replaced in its solution, and the checks that it loses; where none is
 # named, the one that is called after the cell.
@@ -181,6 +265,7 @@ WRONG = {
         "interpolate-unchanged",
     ),
     "always theta_1": ("interpolate", LINE, "theta_1", *ALL["interpolate"][1:]),
+    "mean of both": ("interpolate", LINE, "(theta_1 + theta_2) / 2", "interpolate-values"),
     "t as a percentage": ("interpolate", "(1 - t)", "(100 - t) / 100", "interpolate-values"),
     "dss.curve": (
         "gamma",
@@ -190,6 +275,17 @@ WRONG = {
     ),
     "losses_along": ("gamma", BODY["gamma"], LOSSES_ALONG, *ALL["gamma"]),
     "losses_between": ("gamma", BODY["gamma"], LOSSES_BETWEEN, *ALL["gamma"]),
+    "the step of a grid": (
+        "gamma",
+        "torch.linspace(0, 1, n_t, dtype=torch.float64)",
+        "torch.arange(0, 1, 1 / (n_t - 1), dtype=torch.float64)",
+    ),
+    "t and gamma": ("gamma", "    return task", "    return t, task"),
+    "changed on the way": (
+        "gamma",
+        BODY["gamma"],
+        BODY["gamma"].replace("return", "found =") + "    theta_1 += 1\n    return found\n",
+    ),
     "gamma backwards": ("gamma", "linspace(0, 1,", "linspace(1, 0,", "gamma-grid"),
     "uneven grid": ("gamma", "float64)\n", "float64) ** 2\n", "gamma-grid"),
     "a column": ("gamma", "theta_2, t))", "theta_2, t))[:, None]"),
@@ -271,15 +367,36 @@ WRONG = {
         "train_bead",
         "            return theta\n",
         "            return start\n",
-        *ALL["train_bead"][1:4],
+        "train_bead-stop",
     ),
     "half the gradient": (
         "train_bead",
         "lr * gradients[0]",
         "0.5 * lr * gradients[0]",
         "train_bead-step",
+    ),
+    "climbs": CLIMBS,
+    "Adam": ("train_bead", BODY["train_bead"], ADAM, "train_bead-step"),
+    "the first gradient again and again": (
+        "train_bead",
+        "task.gradients(theta[None])",
+        "task.gradients(start[None])",
+        "train_bead-step",
+    ),
+    "breaks": (
+        "train_bead",
+        "            return theta\n",
+        "            break\n",
+        "train_bead-check",
         "train_bead-limit",
     ),
+    "a bead and its loss": (
+        "train_bead",
+        "            return theta\n",
+        "            return theta, task.losses(theta[None])[0]\n",
+    ),
+    "root of alpha": ("train_bead", "<= alpha * L0", "<= alpha**0.5 * L0", "train_bead-stop"),
+    "maxima of dss": ("t_star", BODY["t_star"], MAXIMA, "t_star-check", "t_star-value"),
     "a row of a bead": (
         "train_bead",
         "            return theta\n",
@@ -300,13 +417,16 @@ WRONG = {
     "segments of beads": ("segments", ".max() <= L0", ".max() <= alpha * L0", "segments-maximum"),
     "backwards": ("segments", "for pair in pairs]", "for pair in pairs][::-1]", "segments-order"),
     "always low": ("segments", "bool(dss", "True or bool(dss", *ALL["segments"][1:]),
-    "two segments": (
+    "two segments": ("segments", "for pair in pairs]", "for pair in list(pairs)[:2]]"),
+    "one answer for all": (
         "segments",
-        "for pair in pairs]",
-        "for pair in list(pairs)[:2]]",
-        "segments-check",
-        "segments-order",
+        BODY["segments"],
+        BODY["segments"].replace("[bool", "all(bool").replace("pairs]", "pairs)"),
     ),
+    "above L0": ("segments", ".max() <= L0", ".max() > L0", "segments-maximum"),
+    "below L0": ("segments", ".max() <= L0", ".max() < L0", "segments-maximum"),
+    "last point of segments": ("segments", ".max() <= L0", "[-1] <= L0", "segments-maximum"),
+    "nine points": ("segments", "*pair, n_t", "*pair, 9", "segments-maximum"),
     "t* = 1/2": ("find_string", "dss.t_star(task, theta_1, theta_2)", "0.5", "find_string-t_star"),
     "1 - t*": ("find_string", "dss.t_star(", "1 - dss.t_star(", "find_string-t_star"),
     "middle of gamma": ("find_string", ".max() <= L0", "[16] <= L0", "find_string-segment"),
@@ -355,6 +475,73 @@ WRONG = {
         "find_string-halves",
         "find_string-order",
     ),
+    "a list of networks": ("find_string", BODY["find_string"], LISTS),
+    "is_low first": (
+        "find_string",
+        BODY["find_string"],
+        "    return search(task, theta_1, theta_2, L0, alpha, max_depth, generator)[::-1]\n\n\n"
+        "def search(task, theta_1, theta_2, L0, alpha, max_depth, generator):\n"
+        + BODY["find_string"].replace("find_string(", "search("),
+    ),
+    "one level less": (
+        "find_string",
+        "if max_depth == 0",
+        "if max_depth <= 1",
+        "find_string-depth",
+    ),
+    "no end of levels": (
+        "find_string",
+        "max_depth - 1, generator",
+        "max_depth, generator",
+        "find_string-depth",
+    ),
+    "high at L0": ("find_string", ".max() <= L0", ".max() < L0", "find_string-segment"),
+    "smallest gamma": (
+        "find_string",
+        ".max() <= L0",
+        ".min() <= L0",
+        "find_string-segment",
+        "find_string-low",
+        "generator-check",
+    ),
+    "index for t*": (
+        "find_string",
+        "dss.t_star(task, theta_1, theta_2)",
+        "dss.interpolated_loss(task, theta_1, theta_2).argmax() / 33",
+        "find_string-t_star",
+    ),
+    "a generator of its own below": (
+        "find_string",
+        "max_depth - 1, generator",
+        "max_depth - 1, torch.Generator().manual_seed(0)",
+        "generator-check",
+    ),
+    "global seed beside it": (
+        "find_string",
+        "    line = torch",
+        "    torch.manual_seed(0)\n    line = torch",
+        "generator-check",
+    ),
+    "without ends": ("Gamma_tilde", "n_t).max()", "n_t)[:, 1:-1].max()"),
+    "half-way": (
+        "Gamma_tilde",
+        "dss.interpolated_loss(task, thetas[:-1], thetas[1:], n_t)",
+        "task.losses((thetas[:-1] + thetas[1:]) / 2)",
+    ),
+    "all pairs": ("Gamma_tilde", BODY["Gamma_tilde"], ALL_PAIRS, "Gamma_tilde-segments"),
+    "length first": (
+        "measure",
+        "return len(thetas) - 2, float(length / (thetas[-1] - thetas[0]).norm())",
+        "return float(length / (thetas[-1] - thetas[0]).norm()), len(thetas) - 2",
+    ),
+    "length alone": ("measure", "return len(thetas) - 2, float", "return float"),
+    "norm of all": ("measure", ".norm(dim=1).sum()", ".norm()", "measure-length"),
+    "normalized_length": (
+        "measure",
+        BODY["measure"],
+        "    return len(thetas) - 2, dss.theta.normalized_length(thetas)\n",
+        *ALL["measure"],
+    ),
     "first segment dropped": (
         "Gamma_tilde",
         "thetas[:-1], thetas[1:]",
@@ -396,6 +583,24 @@ WRONG = {
     ),
 }
 
+WRONG |= {
+    "unsorted": ("summarize", 'groupby("value")', 'groupby("value", sort=False)'),
+    "the least too": ("differences", "for value in others:", "for value in sorted(beads):"),
+    "rows in a list": ("differences", "return pd.DataFrame(rows)", "return rows"),
+    "every failure lost": (
+        "differences",
+        "connected[least] & ~connected[value]",
+        "~connected[value]",
+        "differences-failures",
+    ),
+}
+CALLS = {  # module, function and arguments of what a cell is to write
+    "interpolate": ("theta", "interpolate", "theta_1, theta_2, t"),
+    "gamma": ("curve", "interpolated_loss", "task, theta_1, theta_2, n_t"),
+    "Gamma_tilde": ("curve", "Gamma_tilde", "task, thetas, n_t"),
+}
+WRONG |= {name: row for cell, call in CALLS.items() for name, row in copies(cell, *call)}
+
 # Answers that are as good as the reference; each keeps all checks.
 RIGHT = {
     "loop": ("interpolate", BODY["interpolate"], LOOP),
@@ -421,6 +626,7 @@ RIGHT = {
         "task.losses(theta[None])[0] / L0 <= alpha",
     ),
     "optimizer of PyTorch": ("train_bead", BODY["train_bead"], OPTIMIZER),
+    "numerical gradient": ("train_bead", BODY["train_bead"], DIFFERENCES),
     "letters": ("quarter", '{"a", "b", "c"}', '"cab"'),
     "all at once": (
         "segments",
@@ -438,6 +644,12 @@ RIGHT = {
         "dss.t_star(task, theta_1, theta_2)",
         'dss.t_star(task, theta_1, theta_2, 33, "grid")',
     ),
+    "a column beside its index": (
+        "summarize",
+        "return summary.reset_index()",
+        "return summary.assign(value=summary.index)",
+    ),
+    "stack of work": ("find_string", BODY["find_string"], STACK_OF_WORK),
     "refined maxima": ("Gamma_tilde", BODY["Gamma_tilde"], REFINED),
 }
 ASSIGNMENT = {cell: name for name in reversed(NAMES) for cell, _ in code_cells(name)}
@@ -456,7 +668,8 @@ def answers(table):
 
 def checks_of(cell):
     """The checks of a cell, in their order."""
-    return [check for check in points_of_checks(ASSIGNMENT[cell]) if check.startswith(f"{cell}-")]
+    marks = (f"{cell}-", "generator-") if cell == "find_string" else (f"{cell}-",)
+    return [check for check in points_of_checks(ASSIGNMENT[cell]) if check.startswith(marks)]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -501,8 +714,8 @@ SEEN = {
     "index-for-position": "a float is needed",
     "k / n_t": "k / (n_t - 1), not k / n_t",
     "inner-grid": "falls from its end t = 0 on",
-    "trained-to-L0": "at most L0 = 1, but not alpha * L0",
-    "below alpha L0": "exactly 1/4 is low enough",
+    "trained-to-L0": "at most L0, but not alpha * L0",
+    "below alpha L0": "exactly alpha * L0 = 0.125 is low enough",
     "start-overwritten": "start was changed in place",
     "last-step-untested": "test after the last step too",
     "failure-not-said": "return None",
@@ -510,6 +723,16 @@ SEEN = {
     "lr-of-its-own": "are lr and task.gradients used?",
     "backward of losses": "task.losses carries no gradient",
     "calls-train_to": "write the descent yourself, without dss.train_to",
+    "climbs": "up: minus lr times the gradient is a step down",
+    "breaks": "is there a `return`?",
+    "Adam": "are lr and task.gradients used?",
+    "the step of a grid": "gamma has shape (32,) for n_t = 33",
+    "changed on the way": "was changed in place: work on a copy",
+    "one answer for all": "a list is needed, with an answer for each segment",
+    "a list of networks": "the string is a list; a tensor (K, P) is needed",
+    "is_low first": "the string comes first",
+    "one level less": "max_depth = 1, but there are beads at level 0",
+    "length first": "n_beads is a float",
     "tests-the-lowest": "does the largest gamma decide?",
     "segments of beads": "not alpha * L0",
     "backwards": "each alone, in order",

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import classroom
 import execution
+import grading
 import nbformat
 import pytest
 from classes import (
@@ -25,6 +26,7 @@ from classes import (
     release_of,
     samples,
     solved,
+    source,
     table_of,
 )
 from traitlets.config import PyFileConfigLoader
@@ -240,6 +242,14 @@ def test_meddling_with_checks_gains_nothing(graded, trick, name):
 def test_deleted_checks_are_named(graded):
     row = graded.table.loc[("meddler", "2_bead")]
     assert set(row.deleted.split(", ")) == set(points_of_checks("2_bead"))
+
+
+def test_cells_in_another_order_are_told(tmp_path):
+    shutil.copytree(ASSIGNMENTS / "source" / "2_bead", tmp_path / "source" / "2_bead")
+    ids = [samples.grade_id(cell) for cell in source("2_bead").cells]
+    assert grading.moved(tmp_path, "2_bead", ["", *ids[:5], *ids[6:]]) == ""
+    for other in (ids[::-1], [*ids[:3], ids[4], ids[3], *ids[5:]]):
+        assert grading.moved(tmp_path, "2_bead", other) == "cells stand in another order"
 
 
 def test_a_notebook_that_takes_all_memory_loses_one_cell(graded):

@@ -211,6 +211,8 @@ def test_a_team_has_one_folder():
         (b"id,name,email,team\n1,Ada,,2\n2,Bo,,\n", "2 is an id and a team"),
         (b"id,name,email\n", "lists nobody"),
         (b"", "no table"),
+        (b"id,name,email\ns1,Gross, Jo,j@x.org\n", "a comma in a name needs quotes"),
+        (b"id,name,email\ns1,Jo,j@x.org\ns2,Gross, Jo,j@x.org\n", "no table"),
         ("id,name,email\n1,Jörg,\n".encode("latin-1"), "not in UTF-8"),
     ],
 )

@@ -279,6 +279,8 @@ def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
         return {"student": student, "assignment": name, "status": status}
     path = out / "autograded" / student / name / f"{name}.ipynb"
     cells = {grade_id(c): c for c in read(path).cells} if status == "graded" else {}
+    if (said := moved(out, name, list(cells))) not in note:  # which may be that of the last run
+        note = "; ".join(filter(None, (note, said)))
     late = [
         cell_id or "a cell of their own"
         for cell_id, cell in cells.items()
@@ -317,6 +319,13 @@ def result(out: Path, student: str, name: str, status: str, note: str) -> dict:
         "late": late_by,
         "penalty": penalty,
     }
+
+
+def moved(out: Path, name: str, cells: list[str]) -> str:
+    """A note, where cells of the release stand in another order: checks may fail for that alone."""
+    given = [grade_id(c) for c in read(out / "source" / name / f"{name}.ipynb").cells]
+    same = [c for c in cells if c in given] == [c for c in given if c in cells]
+    return "" if same else "cells stand in another order"
 
 
 def why(cells: dict, name: str) -> str:

@@ -3,6 +3,7 @@
 import io
 import re
 import unicodedata
+import warnings
 from collections import defaultdict
 from dataclasses import dataclass
 
@@ -63,8 +64,15 @@ def people_from(content: bytes, what: str) -> list[Person]:
         raise ValueError(f"{what} is not in UTF-8; save it as CSV UTF-8 ({error})") from None
     header = text.partition("\n")[0]
     separator = max(",;\t", key=header.count)
+    options = {"sep": separator, "dtype": str, "keep_default_na": False, "index_col": False}
     try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(io.StringIO(text), **options)
+    except pd.errors.ParserWarning:
+        raise ValueError(
+            f"{what} has rows of more values than {header!r}; a comma in a name needs quotes"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{what} is no table: {error}") from error
     table.columns = [str(column).strip().lower() for column in table.columns]

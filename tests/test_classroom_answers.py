@@ -587,6 +587,25 @@ WRONG |= {
     "unsorted": ("summarize", 'groupby("value")', 'groupby("value", sort=False)'),
     "the least too": ("differences", "for value in others:", "for value in sorted(beads):"),
     "rows in a list": ("differences", "return pd.DataFrame(rows)", "return rows"),
+    "no reset_index": ("summarize", "return summary.reset_index()", "return summary"),
+    "fractions": (
+        "summarize",
+        "groups.connected.sum()",
+        "groups.connected.mean()",
+        "summarize-failed",
+    ),
+    "least minus other": (
+        "differences",
+        "(beads[value] - beads[least])",
+        "(beads[least] - beads[value])",
+        "differences-pairs",
+    ),
+    "no column of values": (
+        "run",
+        "tables.append(table.assign(value=value))",
+        "tables.append(table)",
+        "run-check",
+    ),
     "every failure lost": (
         "differences",
         "connected[least] & ~connected[value]",
@@ -754,6 +773,15 @@ SEEN = {
     "first-segment-only": "the largest of the segments",
     "ends-are-beads": "three networks are two ends and one bead",
     "length-not-normalized": "divide by the distance of its ends",
+    "no column of values": "`value` is missing",
+    "seeded-globally": "torch.manual_seed was called",
+    "one-generator-for-all": "a fresh generator for each?",
+    "no reset_index": "value is missing: reset_index?",
+    "unsorted": "one row per value, sorted",
+    "fractions": "of 2 and 3 pairs",
+    "least minus other": "the sign is the other one",
+    "the least too": "each value but the least",
+    "gained-for-lost": "pairs 4 and 5 failed at the least value only",
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from bs4 import BeautifulSoup
 from classes import ASSIGNMENTS
 from nbconvert import SlidesExporter
+from traitlets.config import Config
 
 PATH = ASSIGNMENTS / "lecture" / "lecture.ipynb"
 
@@ -83,3 +84,19 @@ def test_the_slides_as_a_page(lecture, slides):
     assert all(len(section.select("aside.notes")) == 1 for section in sections)
     assert len(page.select(".slides img")) == 5
     assert "plt.subplots" not in page.select_one(".slides").get_text()
+
+
+def test_offline_every_script_is_beside_the_page(lecture):
+    """All but mermaid's, which no slide uses; the scripts are of the packages that README names."""
+    code = (PATH.parent / "offline.py").read_text()
+    config = Config()
+    exec(code, {"get_config": lambda: config})
+    html, _ = SlidesExporter(config=config).from_notebook_node(lecture)
+    page = BeautifulSoup(html, "html.parser")
+    named = [tag.get("src") or tag.get("href") for tag in page.select("script[src], link[href]")]
+    named += re.findall(r"['\"](\S+/(?:reveal|notes)\.js)['\"]", html)
+    assert len(named) > 4 and all(name.startswith("node_modules/") for name in named), named
+    readme = (ASSIGNMENTS / "README.md").read_text()
+    for package in {name.split("/")[1] for name in named}:
+        assert f" {package}@" in readme
+    assert "mermaid" not in "".join(cell.source for cell in lecture.cells)

@@ -104,8 +104,6 @@ def pages(api: NbGraderAPI, name: str) -> str:
 def moodle_archives(out: Path) -> list[Path]:
     """Write OUT/feedback/<assignment>_moodle.zip: the pages of those who came by Moodle, each in
     a folder that is called like the one it came in.  By that name Moodle knows whose page it is."""
-    for old in (out / "feedback").glob("*_moodle.zip"):
-        old.unlink()
     pages_of = defaultdict(list)
     for version in ledger(out):
         name = version.assignment
@@ -122,6 +120,8 @@ def moodle_archives(out: Path) -> list[Path]:
                 archive.writestr(place, page)
         written.append(out / "feedback" / f"{name}_moodle.zip")
         write(written[-1], content.getvalue())
+    for path in set((out / "feedback").glob("*_moodle.zip")) - set(written):
+        path.unlink()  # of an earlier time
     return written
 
 

@@ -215,14 +215,14 @@ def run_samples(
         if _is(output):
             check_labels(split, loss, output, y)
         for name, v in (("x", x), ("y", y)):
-            if not v.is_floating_point() and "type" in str(error):
-                needed = (
-                    ("int64", "long") if "to be Long" in str(error) else ("floating point", "float")
-                )
-                raise TypeError(
-                    f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
-                    f"{needed[0]}: pass {name}.{needed[1]}() ({error})"
-                ) from error
+            for dtype, method in (("int64", "long"), ("floating point", "float")):
+                cast = getattr(v[:2], method)()
+                is_other = not v.is_floating_point() and cast.dtype != v.dtype
+                if is_other and _runs(module, loss, **{"x": x[:2], "y": y[:2], name: cast}):
+                    raise TypeError(
+                        f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
+                        f"{dtype}: pass {name}.{method}() ({error})"
+                    ) from error
         raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
     finally:
         for hook in hooks:
@@ -242,6 +242,17 @@ def run_samples(
     many, few = len(x[:64]), len(x[:2])
     per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
     return per_sample + x[0].numel(), max(0, n_few - few * per_sample)
+
+
+def _runs(module: nn.Module, loss: Callable, x: Tensor, y: Tensor) -> bool:
+    """Whether the loss of these samples can be computed: what torch says of a dtype varies."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            loss(module(x), y)
+    except Exception:
+        return False
+    return True
 
 
 def _is(value) -> bool:

@@ -55,8 +55,8 @@ def people_from(content: bytes, what: str) -> list[Person]:
         what: how messages call it.
 
     Raises:
-        ValueError: it is not UTF-8, lacks a column or a value, has an id twice, an id or team that
-            can name no folder, or a team with the name of a person.
+        ValueError: it is not UTF-8, lacks a column or a value, has a column or an id twice (in any
+            case), an id or team that can name no folder, or a team with the name of a person.
     """
     try:
         text = content.decode("utf-8-sig")
@@ -75,6 +75,9 @@ def people_from(content: bytes, what: str) -> list[Person]:
         ) from None
     except ValueError as error:
         raise ValueError(f"{what} is no table: {error}") from error
+    names = [name.strip(' "\r').lower() for name in header.split(separator)]
+    if twice := [name for name in COLUMNS + OPTIONAL if names.count(name) > 1]:
+        raise ValueError(f"{what} has the column {', '.join(twice)} more than once: {header!r}")
     table.columns = [str(column).strip().lower() for column in table.columns]
     if missing := [column for column in COLUMNS if column not in table]:
         raise ValueError(f"{what} has no column {', '.join(missing)}; its first line is {header!r}")
@@ -85,7 +88,8 @@ def people_from(content: bytes, what: str) -> list[Person]:
 
 
 def check(people: list[Person], what: str) -> None:
-    ids = [person.id for person in people]
+    ids = [person.id.casefold() for person in people]  # a disk may not tell two cases apart
+    teams = {person.team.casefold() for person in people}
     for person in people:
         if not person.id or not person.name:
             raise ValueError(f"{what}: {person} lacks an id or a name")
@@ -97,7 +101,11 @@ def check(people: list[Person], what: str) -> None:
     for text in ids:
         if ids.count(text) > 1:
             raise ValueError(f"{what}: the id {text!r} is there {ids.count(text)} times")
-    if both := {person.team for person in people} & set(ids):
+    if len(teams) < len(spelled := {person.team for person in people}):
+        folded = [team.casefold() for team in spelled]
+        alike = sorted(team for team in spelled if folded.count(team.casefold()) > 1)
+        raise ValueError(f"{what}: {', '.join(alike)} are one team; spell it in one way")
+    if both := teams & set(ids):
         raise ValueError(f"{what}: {', '.join(sorted(both))} is an id and a team; one is allowed")
     if not people:
         raise ValueError(f"{what} lists nobody")

@@ -170,6 +170,18 @@ def test_labels_of_the_wrong_integer_type_are_not_told_to_be_floats():
     assert "pass y.long()" in str(error.value)
 
 
+@pytest.mark.parametrize(("needed", "method"), [(torch.int64, "long"), (torch.float32, "float")])
+def test_the_dtype_that_a_loss_needs_is_tried_and_not_read_off_its_words(needed, method):
+    def loss(output, y):
+        if y.dtype != needed:
+            raise RuntimeError("no")
+        return (output[:, 0] - y.float()).square().mean()
+
+    labels = torch.zeros(10, dtype=torch.int32)
+    with pytest.raises(TypeError, match=rf"train y has dtype torch.int32 .* pass y.{method}\(\)"):
+        dss.Task.from_module(nn.Linear(4, 3), loss, (X, labels), (X, labels))
+
+
 @pytest.mark.parametrize(
     "make, parts",
     [

@@ -30,6 +30,7 @@ HOMES = {
     "study": "studies",
     "sweep": "runs.grid",
     "t_star": "curve",
+    "tighten": "geometry.tighten",
     "train_endpoints": "train",
     "train_to": "train",
 }

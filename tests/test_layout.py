@@ -42,7 +42,7 @@ FLOORS = [
     {"task", "runs.grid", "runs.execute"},
     {"curve", "tasks", "search", "checkpoint", "runs.reproduce", "runs.sweeps"},
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
-    {"sampling", "proofs.certify"},
+    {"sampling", "proofs.certify", "geometry.tighten"},
     {"studies", "problems"},
     {"commands"},
     {"__main__", ""},

@@ -16,6 +16,8 @@ from dss.theta import interpolate, segment_lengths
 if TYPE_CHECKING:
     import pandas as pd
 
+ROUNDS = 3  # of parabolic interpolation, a forward pass each
+
 
 @dataclass(frozen=True, eq=False)
 class Maxima:
@@ -25,11 +27,13 @@ class Maxima:
         t_star: `(S,)` float64.
         gamma_max: `(S,)` float64, the largest value that was evaluated, refined or on the grid.
         grid_max: `(S,)` float64, the largest value on the grid alone.
+        n_passes: `(S,)` int64, forward passes of one network over the evaluation set.
     """
 
     t_star: Tensor
     gamma_max: Tensor
     grid_max: Tensor
+    n_passes: Tensor
 
 
 @in_usual_mode
@@ -51,7 +55,7 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
     """
     check_task(task)
     check_segments(theta_1, theta_2, task.n_params)
-    gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), _grid(n_t))
+    gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), grid_of(n_t))
     return gamma if theta_1.dim() == 2 else gamma[0]
 
 
@@ -73,7 +77,7 @@ def Gamma_tilde(task: Task, thetas: Tensor, n_t: int = 33) -> float:
     """
     _check_string(task, thetas)
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)  # (K - 1, n_t)
-    return float(_no_nan(gamma).max())
+    return float(without_nan(gamma).max())
 
 
 @in_usual_mode
@@ -98,7 +102,7 @@ def losses_along(task: Task, thetas: Tensor, n_t: int = 33) -> tuple[Tensor, Ten
     gamma = interpolated_loss(task, thetas[:-1], thetas[1:], n_t)
     length = segment_lengths(thetas)
     begin = length.cumsum(0) - length
-    position = begin[:, None] + length[:, None] * _grid(n_t).to(length.device)
+    position = begin[:, None] + length[:, None] * grid_of(n_t).to(length.device)
     return position / length.sum().clamp(min=1e-300), gamma
 
 
@@ -210,70 +214,76 @@ def segment_maxima(
         )
         ends = torch.stack(list(losses), dim=1)
     groups = zip(*(v.split(size) for v in (theta_1, theta_2, limit, ends)), strict=True)
-    parts = [_maxima(task, a, b, _grid(n_t), rule, c, d) for a, b, c, d in groups]
+    parts = [_maxima(task, a, b, grid_of(n_t), rule, c, d) for a, b, c, d in groups]
     return Maxima(*(torch.cat(v) for v in zip(*parts, strict=True)))
 
 
-def _maxima(task: Task, theta_1, theta_2, t, rule, limit, ends) -> tuple[Tensor, Tensor, Tensor]:
+def _maxima(task: Task, theta_1, theta_2, t, rule, limit, ends) -> tuple[Tensor, ...]:
     """The fields of `Maxima`, for segments that fit memory together."""
     gamma = torch.full((len(ends), len(t)), -torch.inf, dtype=torch.float64, device=task.device)
-    gamma[:, [0, -1]] = _no_nan(ends.double())
+    gamma[:, [0, -1]] = without_nan(ends.double())
     fill = partial(_fill_coarse_to_fine, limit=limit) if rule == "coarse" else _fill
-    fill(task, theta_1, theta_2, t, gamma)
+    n_passes = fill(task, theta_1, theta_2, t, gamma)
     t = t.to(gamma.device)
-    grid_max, k = gamma.amax(dim=1), _summit(gamma, t)
+    grid_max, k = gamma.amax(dim=1), summit_of(gamma, t)
     if rule == "grid":
-        return t[k], grid_max, grid_max
+        return t[k], grid_max, grid_max, n_passes
     rows = (grid_max <= limit).nonzero()[:, 0] if rule == "coarse" else slice(None)
     t_star, gamma_max = t[k], grid_max.clone()
-    t_star[rows], gamma_max[rows] = _refine(
+    t_star[rows], gamma_max[rows] = refined(
         task, theta_1[rows], theta_2[rows], t, gamma[rows], k[rows]
     )
-    return torch.full_like(t_star, 0.5) if rule == "midpoint" else t_star, gamma_max, grid_max
+    n_passes[rows] += ROUNDS
+    t_star = torch.full_like(t_star, 0.5) if rule == "midpoint" else t_star
+    return t_star, gamma_max, grid_max, n_passes
 
 
-def _summit(gamma: Tensor, t: Tensor) -> Tensor:
+def summit_of(gamma: Tensor, t: Tensor) -> Tensor:
     """Index of the largest gamma; of equal ones the nearest to the middle, so that a reversed
     segment gives 1 - t*."""
     off_centre = torch.where(gamma == gamma.amax(dim=1, keepdim=True), (t - 0.5).abs(), torch.inf)
     return off_centre.argmin(dim=1)
 
 
-def _grid(n_t: int) -> Tensor:
+def grid_of(n_t: int) -> Tensor:
     return torch.linspace(0, 1, check_grid(n_t), dtype=torch.float64)
 
 
-def _fill(task: Task, theta_1, theta_2, t, gamma: Tensor) -> None:
-    """Measure gamma `(S, n_t)` between its ends."""
-    gamma[:, 1:-1] = _no_nan(task.losses_between(theta_1, theta_2, t[1:-1]).double())
+def _fill(task: Task, theta_1, theta_2, t, gamma: Tensor) -> Tensor:
+    """Measure gamma `(S, n_t)` between its ends; forward passes `(S,)`."""
+    gamma[:, 1:-1] = without_nan(task.losses_between(theta_1, theta_2, t[1:-1]).double())
+    return torch.full((len(gamma),), len(t) - 2, device=gamma.device)
 
 
-def _fill_coarse_to_fine(task: Task, theta_1, theta_2, t, gamma: Tensor, limit: Tensor) -> None:
+def _fill_coarse_to_fine(task: Task, theta_1, theta_2, t, gamma: Tensor, limit: Tensor) -> Tensor:
     """The same, but for segments above `limit` the neighbourhood of the summit alone."""
     k = torch.arange(len(t))
     coarse = (k % 4 == 0) | ((len(t) - 1 - k) % 4 == 0)
     inside = (0 < k) & (k < len(t) - 1)
+    n_passes = torch.zeros(len(gamma), dtype=torch.int64, device=gamma.device)
 
     def measure(rows: Tensor, columns: Tensor) -> None:
         """Columns `(n,)`, or `(len(rows), n)` with some for each row."""
         if len(rows) and columns.numel():
             losses = task.losses_between(theta_1[rows], theta_2[rows], t[columns])
-            gamma[rows[:, None], columns.to(rows)] = _no_nan(losses.double())
+            gamma[rows[:, None], columns.to(rows)] = without_nan(losses.double())
+            n_passes[rows] += columns.shape[-1]
 
     measure(torch.arange(len(gamma), device=gamma.device), k[coarse & inside])
     is_high = gamma.amax(dim=1) > limit
     high, low = is_high.nonzero()[:, 0], (~is_high).nonzero()[:, 0]
     measure(low, k[~coarse & inside])
-    beside = _summit(gamma[high], t.to(gamma.device)).cpu()[:, None]
+    beside = summit_of(gamma[high], t.to(gamma.device)).cpu()[:, None]
     measure(high, (beside + torch.tensor([-3, -2, -1, 1, 2, 3])).clamp(1, len(t) - 2))
+    return n_passes
 
 
-def _no_nan(gamma: Tensor) -> Tensor:
+def without_nan(gamma: Tensor) -> Tensor:
     """No loss is not a low loss: NaN becomes inf."""
     return torch.where(torch.isnan(gamma), torch.inf, gamma)
 
 
-def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
+def refined(task: Task, theta_1, theta_2, t, gamma, k) -> tuple[Tensor, Tensor]:
     """Parabolic interpolation around grid point `k (S,)`; the bracket always shrinks.
 
     A fit that is no maximum inside the bracket (at an end of the segment, on a plateau, at a kink)
@@ -283,13 +293,13 @@ def _refine(task: Task, theta_1, theta_2, t, gamma, k, rounds: int = 3):
     low, high = (k - 1).clamp(min=0), (k + 1).clamp(max=len(t) - 1)
     a, m, b = t[low], t[k], t[high]
     fa, fm, fb = (gamma[rows, i] for i in (low, k, high))
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         p, q = (m - a) * (fm - fb), (m - b) * (fm - fa)
         u = m - 0.5 * ((m - a) * p - (m - b) * q) / (p - q)
         half = torch.where(b - m >= m - a, (m + b) / 2, (a + m) / 2)
         bad = ~torch.isfinite(u) | (u <= a) | (u >= b) | ((u - m).abs() < 1e-3 * (b - a))
         u = torch.where(bad, half, u)
-        fu = _no_nan(task.losses(interpolate(theta_1, theta_2, u)).double())
+        fu = without_nan(task.losses(interpolate(theta_1, theta_2, u)).double())
         left, better = u < m, fu > fm
         # The better of m and u becomes the middle, the other one a border on its side.
         a, fa = _pick(better & ~left, (m, fm), _pick(~better & left, (u, fu), (a, fa)))

@@ -29,10 +29,22 @@ def _sgd(theta, gradient, state, step, lr) -> None:
     theta.add_(gradient, alpha=-lr)
 
 
-# torch.optim's rules with its defaults, in place on `(N, P)`: they act elementwise, so that this is
-# N independent descents.  torch.optim takes longer to call than a small network to differentiate,
-# and knows no rows that leave.  With each rule how many `(N, P)` tensors of state it keeps.
-OPTIMIZERS = {"rmsprop": (_rmsprop, 1), "adam": (_adam, 2), "sgd": (_sgd, 0)}
+def _nesterov(theta, gradient, state, step, lr) -> None:
+    (velocity,) = state
+    velocity.mul_(0.9).add_(gradient)
+    theta.add_(gradient.add(velocity, alpha=0.9), alpha=-lr)
+
+
+# torch.optim's rules with its defaults (a momentum of .9 for Nesterov), in place on `(N, P)`: they
+# act elementwise, so that this is N independent descents.  torch.optim takes longer to call than a
+# small network to differentiate, and knows no rows that leave.  With each rule how many `(N, P)`
+# tensors of state it keeps.
+OPTIMIZERS = {
+    "rmsprop": (_rmsprop, 1),
+    "adam": (_adam, 2),
+    "sgd": (_sgd, 0),
+    "nesterov": (_nesterov, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +52,7 @@ class Training:
     """How networks descend.  Functions that train take these as keyword arguments.
 
     Attributes:
-        optimizer: `"rmsprop"`, `"adam"` or `"sgd"`.
+        optimizer: `"rmsprop"`, `"adam"`, `"sgd"` or `"nesterov"` (SGD with momentum .9).
         lr: learning rate, > 0.
         batch_size: samples per gradient step; None: the task's own, for polynomials all.
         max_steps: most gradient steps for a network.

@@ -14,19 +14,34 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dss import averaged
 from dss.checkpoint import fingerprint, load_state, save_state
-from dss.checks import check_generator, check_pairs, check_search, check_theta, per_pair
+from dss.checks import (
+    check_generator,
+    check_pairs,
+    check_search,
+    check_theta,
+    lookup,
+    per_pair,
+    short,
+)
 from dss.curve import Maxima, segment_maxima
 from dss.descent import TRAINING_SETTINGS, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode
-from dss.search import Search, State, begin, rules_of, strings_of, with_depth
+from dss.search import Beads, Search, State, begin, rules_of, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task, check_task
 from dss.theta import interpolate
-from dss.train import Trained, steps_see_all, train_to
+from dss.train import steps_between_checks, steps_see_all, train_to
 
 log = logging.getLogger(__name__)
+
+# What a method takes where the caller says nothing.
+DEFAULTS = {
+    "paper": {"alpha": 0.9, "max_depth": 10, "t_star": "max"},
+    "averaged": {"alpha": 0.97, "max_depth": 14, "t_star": "midpoint"},
+}
 
 
 @in_usual_mode
@@ -36,13 +51,14 @@ def find_strings(
     theta_1: Tensor,
     theta_2: Tensor,
     L0: float | Tensor,
-    alpha: float | Tensor = 0.9,
-    max_depth: int = 10,
+    alpha: float | Tensor | None = None,
+    max_depth: int | None = None,
     n_t: int = 33,
-    t_star: str = "max",
+    t_star: str | None = None,
     slack: float = 1.0,
     insert_first: bool = False,
     *,
+    method: str = "paper",
     first_bead: Tensor | None = None,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
@@ -59,14 +75,23 @@ def find_strings(
         task: gives the training loss and the metric, measured on the whole evaluation set.
         theta_1, theta_2: `(M, P)`, pair by pair.
         L0: threshold in the unit of `task.metric`, one value or `(M,)`.
-        alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.
-        max_depth: d, the deepest level; 0 tests the straight line alone.
+        alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.  None: .9, or what
+            the method has.
+        max_depth: d, the deepest level; 0 tests the straight line alone.  None: 10, or what the
+            method has.
         n_t: grid points of gamma on each segment, both ends included.
         t_star: where a bead is inserted: `"max"`, `"coarse"`, `"grid"` or `"midpoint"`
             (`dss.t_star`).  With `"coarse"` the trace's Gamma_tilde of segments that go on to be
-            split rests on the points where they were measured; the last one on whole grids.
+            split rests on the points where they were measured; the last one on whole grids.  None:
+            `"max"`, or what the method has.
         slack: factor on L0 in the pair test, >= 1.
         insert_first: insert and train a bead at t=.5 before anything is tested.
+        method: `"paper"`, or `"averaged"`, which wants a path and few gradients (`dss.averaged`).
+            There a bead is a mean of iterates.  It is done as soon as both of its halves pass by a
+            thousandth of L0.  It begins on the arc along which its neighbours bend; beads that need
+            no training fill this arc.  A bead that does not come down begins again elsewhere.  Its
+            defaults: alpha .97, max_depth 14, beads at midpoints; with minibatches Nesterov's
+            momentum with lr .03, with whole batches Adam with lr .01.
         first_bead: `(M, P)`, where this bead starts instead: a disturbed point of the straight
             line, another trained network, a bend of one's own.  It implies `insert_first`, and
             `max_depth` counts as 1 at least.
@@ -90,14 +115,16 @@ def find_strings(
     Paper: steps 2 to 5, Sec. II.B.
     Differs: a pair is tested before its first bead (`insert_first=False`).  A bead that cannot be
         trained ends the search of its pair, whose other branches the paper would go on with to no
-        avail.  Tests allow for rounding, 8 machine epsilons of the thetas' dtype and 1e-5 at most.
-        With full batches a bead that starts at a stationary point, which gradient descent cannot
-        leave, is moved by 1 % of its segment in a random direction.
+        avail.  `method="averaged"` as a whole.  Tests allow for rounding, 8 machine epsilons of the
+        thetas' dtype and 1e-5 at most.  With full batches a bead that starts at a stationary point,
+        which gradient descent cannot leave, is moved by 1 % of its segment in a random direction.
     """
     check_task(task)
     check_pairs(theta_1, theta_2, task.n_params)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     n_pairs = len(theta_1)
+    chosen = with_defaults(task, method, alpha, max_depth, t_star, training)
+    alpha, max_depth, t_star, training = chosen
     L0, alpha = per_pair(L0, n_pairs, "L0"), per_pair(alpha, n_pairs, "alpha")
     check_search(L0, alpha, max_depth, n_t, t_star, slack, insert_first)
     if first_bead is not None:
@@ -110,6 +137,7 @@ def find_strings(
     threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
     search = Search(
         task=task,
+        method=method,
         limit=float(slack) * threshold,
         target=(alpha * L0).to(task.device),
         max_depth=int(max_depth),
@@ -123,6 +151,7 @@ def find_strings(
     made_by = None
     if checkpoint is not None:
         call = asdict(training) | {"n_t": int(n_t), "t_star": t_star, "insert_first": insert_first}
+        call |= {"method": method}
         call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
         call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
         call |= {} if first_bead is None else {"first_bead": first_bead}
@@ -143,12 +172,30 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     given = inspect.signature(find_strings).bind(task, None, None, L0, **options)
     given.apply_defaults()
     values = given.arguments
-    alpha = per_pair(values["alpha"], len(L0), "alpha")
-    names = ("max_depth", "n_t", "t_star", "slack", "insert_first")
-    check_search(L0, alpha, *(values[name] for name in names))
+    training = {name: options[name] for name in TRAINING_SETTINGS if name in options}
+    of_method = (values[name] for name in ("method", "alpha", "max_depth", "t_star"))
+    alpha, max_depth, t_star, training = with_defaults(task, *of_method, training)
+    n_t, slack, first = (values[name] for name in ("n_t", "slack", "insert_first"))
+    check_search(L0, per_pair(alpha, len(L0), "alpha"), max_depth, n_t, t_star, slack, first)
     if values["first_bead"] is not None:
         check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
-    training_of({name: values[name] for name in TRAINING_SETTINGS})
+    training_of(training)
+
+
+def with_defaults(task: Task, method: str, alpha, max_depth, t_star, training: dict) -> tuple:
+    """alpha, max_depth, t_star and the settings of training: those of the method where not given.
+
+    Raises:
+        ValueError: an unknown method, or a t_star that it does not have.
+    """
+    defaults = lookup(DEFAULTS, method, "method")
+    if method == "averaged":
+        if t_star not in (None, "midpoint"):
+            raise ValueError(f"t_star is {short(t_star)}; method='averaged' has 'midpoint' alone")
+        training = averaged.settings_for(task, training.get("batch_size")) | training
+    given = {"alpha": alpha, "max_depth": max_depth, "t_star": t_star}
+    chosen = defaults | {name: value for name, value in given.items() if value is not None}
+    return chosen["alpha"], chosen["max_depth"], chosen["t_star"], training
 
 
 def _search_level(search: Search, state: State, generator: torch.Generator) -> State:
@@ -158,8 +205,8 @@ def _search_level(search: Search, state: State, generator: torch.Generator) -> S
     if state.depth == search.max_depth or not bool(is_open.any()):
         settled = Gamma_tilde_of_pairs(state.settled, state.pair[state.left], maxima.grid_max)
         return replace(state, depth=search.max_depth + 1, settled=settled)
-    trained = train_beads(search, state, is_open, maxima.t_star, generator)
-    return halve_segments(search, state, is_open, maxima.grid_max, trained)
+    beads = train_beads(search, state, is_open, maxima.t_star, generator)
+    return halve_segments(search, state, is_open, maxima.grid_max, beads)
 
 
 def measure_segments(search: Search, state: State) -> Maxima:
@@ -184,16 +231,22 @@ def measure_segments(search: Search, state: State) -> Maxima:
 
 def train_beads(
     search: Search, state: State, is_open: Tensor, t_star: Tensor, generator: torch.Generator
-) -> Trained:
+) -> Beads:
     """Step 3: a bead at t* of every open segment, or where it was told, trained to alpha * L0."""
     left, right = state.left[is_open], state.right[is_open]
     if state.depth == 0 and search.first_bead is not None:
         beads = search.first_bead[state.pair[left]]
     else:
         beads = interpolate(state.thetas[left], state.thetas[right], t_star[is_open])
+        if search.method == "averaged" and state.depth > 0:
+            beads = beads + averaged.bulge(state.thetas, left, right, state.elders[is_open])
     beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
-    target = search.target[state.pair[left]]
-    return train_to(search.task, beads, target, generator=generator, **asdict(search.training))
+    if search.method == "averaged":
+        return averaged.train_beads(search, state, is_open, beads, generator)
+    target, training = search.target[state.pair[left]], search.training
+    trained = train_to(search.task, beads, target, generator=generator, **asdict(training))
+    n_checks = -(-trained.steps // steps_between_checks(search.task, training))
+    return Beads.plain(trained, 1 + n_checks)
 
 
 def test_segments(search: Search, state: State, maxima: Maxima) -> tuple[State, Tensor]:
@@ -211,6 +264,7 @@ def test_segments(search: Search, state: State, maxima: Maxima) -> tuple[State, 
         "open_segments": n_open + state.n_stalled,
         "beads_trained": state.beads_trained,
         "gradient_steps": state.steps_spent,
+        "forward_passes": state.passes_spent.index_add(0, pair, maxima.n_passes),
     }
     status = list(state.status)
     for m in (state.active & (n_open == 0)).nonzero()[:, 0].tolist():
@@ -222,23 +276,31 @@ def test_segments(search: Search, state: State, maxima: Maxima) -> tuple[State, 
 
 
 def halve_segments(
-    search: Search, state: State, is_open: Tensor, grid_max: Tensor, trained: Trained
+    search: Search, state: State, is_open: Tensor, grid_max: Tensor, beads: Beads
 ) -> State:
     """Step 5: the two halves of every segment whose bead is low are tested at the next level.
 
-    A segment whose bead failed stays as it is, and ends the search of its pair.
+    Halves that have passed already are not.  A segment whose bead failed stays as it is, and ends
+    the search of its pair.
     """
     thetas, depth, n_pairs = state.thetas, state.depth + 1, len(state.active)
     settled = Gamma_tilde_of_pairs(
         state.settled, state.pair[state.left[~is_open]], grid_max[~is_open]
     )
-    left, right, good = state.left[is_open], state.right[is_open], trained.reached
+    trained, good = beads.trained, beads.trained.reached
+    left, right = state.left[is_open], state.right[is_open]
     pair, failed_pair = state.pair[left], state.pair[left[~good]]
+    passes_spent = torch.zeros_like(state.passes_spent).index_add_(0, pair, beads.n_passes)
     stays = grid_max[is_open][~good]
     if search.t_star == "coarse":  # they were not measured on the whole grid
         ends = thetas[left[~good]], thetas[right[~good]]
-        stays = segment_maxima(search.task, *ends, search.n_t, "grid").grid_max
+        whole = segment_maxima(search.task, *ends, search.n_t, "grid")
+        stays, passes_spent = whole.grid_max, passes_spent.index_add(0, failed_pair, whole.n_passes)
     settled = Gamma_tilde_of_pairs(settled, failed_pair, stays)
+    is_low = beads.grid_max.isfinite()  # (S, 2)
+    settled = Gamma_tilde_of_pairs(
+        settled, pair[:, None].expand_as(is_low)[is_low], beads.grid_max[is_low]
+    )
 
     active, status, detail = state.active.clone(), list(state.status), list(state.detail)
     active[failed_pair] = False
@@ -249,22 +311,32 @@ def halve_segments(
             f"a bead at depth {depth}: {trained.status[i]} at loss "
             f"{float(trained.losses[i]):.6g}, target {float(search.target[m]):.6g}"
         )
-    left, right = left[good], right[good]
+    begin, end = state.position[left], state.position[right]
+    inside = beads.segment
+    left, right, goes_on = left[good], right[good], ~is_low[good]  # (B,), (B,), (B, 2)
     new = torch.arange(len(thetas), len(thetas) + len(left), device=left.device)
-    middle = (state.position[left] + state.position[right]) / 2
+    elders = torch.stack([left, right], dim=1)
     return State(
         depth=depth,
-        thetas=torch.cat([thetas, trained.thetas[good]]),
-        pair=torch.cat([state.pair, pair[good]]),
+        thetas=torch.cat([thetas, trained.thetas[good], beads.filling]),
+        pair=torch.cat([state.pair, pair[good], pair[inside]]),
         # Halves, not t: positions only order the beads, and 52 halvings are exact.
-        position=torch.cat([state.position, middle]),
-        losses=torch.cat([state.losses, trained.losses[good]]),
-        left=torch.cat([left, new]),
-        right=torch.cat([new, right]),
+        position=torch.cat(
+            [
+                state.position,
+                (begin + end)[good] / 2,
+                torch.lerp(begin[inside], end[inside], beads.place),
+            ]
+        ),
+        losses=torch.cat([state.losses, trained.losses[good], beads.losses]),
+        left=torch.cat([left[goes_on[:, 0]], new[goes_on[:, 1]]]),
+        right=torch.cat([new[goes_on[:, 0]], right[goes_on[:, 1]]]),
+        elders=torch.cat([elders[goes_on[:, k]] for k in (0, 1)]),
         active=active,
         settled=settled,
         beads_trained=torch.bincount(pair, minlength=n_pairs),
         steps_spent=torch.zeros_like(state.steps_spent).index_add_(0, pair, trained.steps),
+        passes_spent=passes_spent,
         n_stalled=state.n_stalled + torch.bincount(failed_pair, minlength=n_pairs),
         trace=state.trace,
         status=status,

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dss.checks import TEXT, Rule, check_rows, is_list_of, is_whole, one_of, table
+from dss.checks import TEXT, Rule, is_list_of, is_whole, one_of, table
 from dss.descent import Training
 from dss.status import OF_STRINGS, Status
-from dss.strings import TRACE, String
+from dss.strings import String, check_trace
 from dss.task import Task
+from dss.train import Trained
+
+COUNTS = ("beads_trained", "steps_spent", "passes_spent", "n_stalled")  # of a state, per pair
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,12 +21,14 @@ class Search:
     """What stays the same from level to level.
 
     Attributes:
+        method: `"paper"` or `"averaged"`.
         limit: `(M,)`, what segments are tested against: slack * L0, with its rounding.
         target: `(M,)`, what beads are trained to: alpha * L0.
         others: as in `find_strings`.
     """
 
     task: Task
+    method: str
     limit: Tensor
     target: Tensor
     max_depth: int
@@ -44,9 +49,11 @@ class State:
         pair, position, losses: `(N,)`, of each network its pair, its place among that pair's, and
             its metric.
         left, right: `(S,)`, the segments still to be tested, as indices into `thetas`.
+        elders: `(S, 2)`, the ends of the segments of which these are halves.
         active: `(M,)` bool, pairs that go on.
         settled: `(M,)`, the largest grid maximum of the segments that are not split any further.
-        beads_trained, steps_spent: `(M,)` int64, at the level before.
+        beads_trained, steps_spent, passes_spent: `(M,)` int64, since the last test: beads, their
+            gradient steps, and forward passes of one network over the evaluation set.
         n_stalled: `(M,)` int64, beads that could not be trained.
         trace, status, detail: M of each, as in `String`.
     """
@@ -58,14 +65,54 @@ class State:
     losses: Tensor
     left: Tensor
     right: Tensor
+    elders: Tensor
     active: Tensor
     settled: Tensor
     beads_trained: Tensor
     steps_spent: Tensor
+    passes_spent: Tensor
     n_stalled: Tensor
     trace: list[list[dict]]
     status: list[Status]
     detail: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Beads:
+    """What came of S segments in which a bead was trained.
+
+    Attributes:
+        trained: the beads, one for each segment.
+        n_passes: `(S,)` int64, forward passes that they took.
+        grid_max: `(S, 2)` float64, of the half to the left and to the right of the bead the largest
+            gamma on its grid, where the half has already passed the pair test; inf elsewhere.
+        filling: `(F, P)`, further beads inside these halves, trained in no way.
+        segment: `(F,)`, of each the segment that it lies in.
+        place: `(F,)` float64, its place on the segment, where the bead is at 1/2.
+        losses: `(F,)` float64, its metric.
+    """
+
+    trained: Trained
+    n_passes: Tensor
+    grid_max: Tensor
+    filling: Tensor
+    segment: Tensor
+    place: Tensor
+    losses: Tensor
+
+    @classmethod
+    def plain(cls, trained: Trained, n_passes: Tensor) -> "Beads":
+        """Beads whose halves are still to be tested, and nothing beside them."""
+        none = trained.losses[:0]
+        return cls(
+            trained=trained,
+            n_passes=n_passes,
+            grid_max=torch.full((len(n_passes), 2), torch.inf).to(trained.losses),
+            filling=trained.thetas[:0],
+            segment=trained.steps[:0],
+            place=none,
+            losses=none,
+        )
 
 
 def begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: Tensor) -> State:
@@ -85,10 +132,12 @@ def begin(task: Task, theta_1: Tensor, theta_2: Tensor, L0: Tensor, threshold: T
         losses=losses,
         left=left,
         right=left + n_pairs,
+        elders=torch.stack([left, left + n_pairs], dim=1),
         active=searched,
         settled=torch.full((n_pairs,), -torch.inf, dtype=torch.float64, device=device),
         beads_trained=none,
         steps_spent=none,
+        passes_spent=none + 2,
         n_stalled=none,
         trace=[[] for _ in range(n_pairs)],
         status=[
@@ -104,8 +153,8 @@ def rules_of(first: State, max_depth: int, found: Mapping) -> dict[str, Rule]:
     sizes = [getattr(found.get(name), "shape", ()) for name in ("thetas", "left")]
     n, n_open = (size[0] if size else 0 for size in sizes)
 
-    def index(size: int, below: int) -> Rule:
-        return table("int64", size, allowed=lambda v: (v >= 0) & (v < below), needed=f"< {below}")
+    def index(below: int, *size: int) -> Rule:
+        return table("int64", *size, allowed=lambda v: (v >= 0) & (v < below), needed=f"< {below}")
 
     inside = {"allowed": lambda v: (v >= 0) & (v <= 1), "needed": "in [0, 1]"}
     finite = {"allowed": torch.isfinite, "needed": "finite"}
@@ -116,14 +165,15 @@ def rules_of(first: State, max_depth: int, found: Mapping) -> dict[str, Rule]:
             f"a whole number from 0 to {max_depth + 1}",
         ),
         "thetas": table(str(first.thetas.dtype)[6:], None, n_params, **finite),
-        "pair": index(n, n_pairs),
+        "pair": index(n_pairs, n),
         "position": table("float64", n, **inside),
         "losses": table("float64", n),
-        "left": index(n_open, n),
-        "right": index(n_open, n),
+        "left": index(n, n_open),
+        "right": index(n, n_open),
+        "elders": index(n, n_open, 2),
         "active": table("bool", n_pairs),
         "settled": table("float64", n_pairs, allowed=lambda v: ~v.isnan(), needed="without NaN"),
-        **dict.fromkeys(("beads_trained", "steps_spent", "n_stalled"), count),
+        **dict.fromkeys(COUNTS, count),
         "trace": is_list_of(n_pairs, (_is_trace, "rows, one for each depth")),
         "status": is_list_of(n_pairs, one_of(OF_STRINGS)),
         "detail": is_list_of(n_pairs, TEXT),
@@ -132,7 +182,7 @@ def rules_of(first: State, max_depth: int, found: Mapping) -> dict[str, Rule]:
 
 def _is_trace(rows) -> bool:
     try:
-        check_rows(rows, TRACE, "trace")
+        check_trace(rows)
     except ValueError:
         return False
     return True

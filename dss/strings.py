@@ -47,7 +47,16 @@ TRACE: dict[str, Rule] = {
     "open_segments": WHOLE,
     "beads_trained": WHOLE,
     "gradient_steps": WHOLE,
+    "forward_passes": WHOLE,
 }
+OLDER_TRACE = {name: rule for name, rule in TRACE.items() if name != "forward_passes"}
+
+
+def check_trace(rows) -> None:
+    """Raise ValueError unless `rows` are a trace.  Files before version 0.2 count no passes."""
+    rows_of = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    is_older = not any("forward_passes" in row for row in rows_of)
+    check_rows(rows, OLDER_TRACE if is_older else TRACE, "trace")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +76,8 @@ class String:
             search never began.  Neighbours that passed the test also passed it at their refined
             maximum, which may lie a little above the grid's.
         trace: per depth `depth`, `Gamma_tilde`, `open_segments` (above the threshold),
-            `beads_trained` and `gradient_steps` (spent to get to this depth).  With
+            `beads_trained`, `gradient_steps` and `forward_passes` (spent to get to this depth and
+            to test it; one pass takes one network over the whole evaluation set).  With
             `t_star="coarse"` Gamma_tilde between the first depth and the last is the largest gamma
             that was measured, on half of the grid where a segment was split.
         detail: what else there is to say of the status; may be empty.
@@ -109,6 +119,11 @@ class String:
     def gradient_steps(self) -> int:
         """Gradient steps spent on beads, failed ones included."""
         return sum(row["gradient_steps"] for row in self.trace)
+
+    @property
+    def forward_passes(self) -> int:
+        """Forward passes of one network over the evaluation set; NaN where a file has no count."""
+        return sum(row.get("forward_passes", math.nan) for row in self.trace)
 
     @property
     def depth(self) -> int:
@@ -179,7 +194,7 @@ class String:
 
         def build(tensors: dict, values: dict) -> String:
             check_fields(values, VALUES)
-            check_rows(values["trace"], TRACE, "trace")
+            check_trace(values["trace"])
             check_fields({"thetas": tensors.get("thetas")}, {"thetas": table("float", None, None)})
             K, P = check_theta(tensors["thetas"], "thetas", (None, None), finite=True).shape
             if K < 2 or P < 1:

@@ -249,7 +249,7 @@ def _train_groups(task, thetas, target, generator, training: Training) -> Traine
         order = torch.Generator()
         order.set_state(begin)
         part = slice(int(rows[0]), int(rows[-1]) + 1)
-        batches = _batches(task, training.batch_size, order)
+        batches = Batches(task, training.batch_size, order)
         group = _descend(task, thetas[part], target[part], batches, training)
         for name in ("thetas", "reached", "steps", "losses"):
             getattr(result, name)[part] = getattr(group, name)
@@ -260,10 +260,9 @@ def _train_groups(task, thetas, target, generator, training: Training) -> Traine
     return result
 
 
-def _descend(task, thetas, target, batches: "_batches", training: Training) -> Trained:
+def _descend(task, thetas, target, batches: "Batches", training: Training) -> Trained:
     """`train_to` for networks that fit memory together."""
-    max_steps, check_every = training.max_steps, training.check_every
-    check_every = check_every or (1 if batches.whole else 20)
+    max_steps, check_every = training.max_steps, steps_between_checks(task, training)
     result, theta = thetas.clone(), thetas.clone()
     # A number or two per network: NumPy takes a fifth of the time that torch takes for so little.
     value = task.losses(theta).double().cpu().numpy()
@@ -316,7 +315,13 @@ def steps_see_all(task: Task, batch_size: int | None) -> bool:
     return size is None or not task.splits or size >= len(task.splits["train"][0])
 
 
-class _batches(Iterator):
+def steps_between_checks(task: Task, training: Training) -> int:
+    """Gradient steps between measurements of the metric."""
+    whole = steps_see_all(task, training.batch_size)
+    return training.check_every or (1 if whole else 20)
+
+
+class Batches(Iterator):
     """Batches of training indices, epoch after epoch, from one generator."""
 
     def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator):

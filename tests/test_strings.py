@@ -20,6 +20,7 @@ TRACE = [
         "open_segments": 1,
         "beads_trained": 0,
         "gradient_steps": 0,
+        "forward_passes": 30,
     },
     {
         "depth": 1,
@@ -27,6 +28,7 @@ TRACE = [
         "open_segments": 0,
         "beads_trained": 1,
         "gradient_steps": 412,
+        "forward_passes": 3412,
     },
 ]
 

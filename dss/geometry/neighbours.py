@@ -362,7 +362,7 @@ def auto_neb(
     L0: float,
     n_t: int = 33,
     n_pivots: int = 3,
-    sweeps: int = 1000,
+    sweeps: int = 200,
     max_pivots: int = 30,
     averaged: bool = False,
     *,
@@ -395,8 +395,9 @@ def auto_neb(
 
     Source: Draxler et al., Essentially No Barriers in Neural Network Energy Landscape (2018);
         tangents: Henkelman and Jonsson (2000).
-    Differs: the learning rate stays; the tangent points to the higher neighbour at maxima and
-        minima as well; gamma is that of the metric.
+    Differs: a cycle has 200 sweeps, not 1,000, and there is no last one; the learning rate stays;
+        the tangent points to the higher neighbour at maxima and minima as well; gamma is that of
+        the metric.
     """
     n_t, n_pivots = check_grid(n_t), check_whole(n_pivots, "n_pivots", 1)
     sweeps = check_whole(sweeps, "sweeps", 1)

@@ -17,7 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dss.averaged import DECAYS
+from dss.averaged import DECAYS_OF_BATCHES as DECAYS
 from dss.checks import (
     check_flag,
     check_generator,

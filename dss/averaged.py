@@ -146,7 +146,7 @@ def train_beads(
             training = replace(search.training, patience=patience)
             _descend(segments, (starts[group] + aside)[rows], rows, training, generator, found)
         parts.append(_filled(segments, found))
-    return _joined(parts)
+    return joined(parts)
 
 
 def _descend(
@@ -333,7 +333,7 @@ def _fill(segments: Segments, rows: Tensor, half: int, found: Found) -> tuple[Te
     return tuple(torch.cat(values) for values in zip(*kept, strict=True))
 
 
-def _joined(parts: list[Beads]) -> Beads:
+def joined(parts: list[Beads]) -> Beads:
     """The beads of several groups of segments, in order."""
     if len(parts) == 1:
         return parts[0]

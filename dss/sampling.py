@@ -10,17 +10,19 @@ import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from dss import averaged
+from dss import apart, averaged
 from dss.checkpoint import fingerprint, load_state, save_state
 from dss.checks import (
     check_generator,
     check_pairs,
     check_search,
     check_theta,
+    check_whole,
     lookup,
     per_pair,
     short,
@@ -28,12 +30,16 @@ from dss.checks import (
 from dss.curve import Maxima, segment_maxima
 from dss.descent import TRAINING_SETTINGS, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode
+from dss.runs.workers import check_client, packed, sender
 from dss.search import Beads, Search, State, begin, rules_of, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task, check_task
 from dss.theta import interpolate
 from dss.train import steps_between_checks, steps_see_all, train_to
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +68,8 @@ def find_strings(
     first_bead: Tensor | None = None,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
+    client: "Client | None" = None,
+    side_by_side: int | None = None,
     **training,
 ) -> list[String]:
     """Search a path of low loss between the networks of each of M pairs.
@@ -100,6 +108,12 @@ def find_strings(
         checkpoint: a file that holds the search after every level.  The same call, made again after
             the process was killed at any moment, goes on where that level ended, and ends bit for
             bit as if it had not been killed; made again after the end it returns at once.
+        client: of dask.distributed; its workers train the beads of a level, bit for bit as without
+            it where they have the same processors.  One job takes a bead; or all beads of the
+            level, where networks run in stacks and company changes their last bits
+            (`dss.apart`): small convolutional networks, or cross-entropy.
+        side_by_side: beads that are trained together, at most, here or on a worker; 1 sends each
+            bead alone.  It may change the last bits.  None: all that fit memory.
         training: the fields of `dss.descent.Training`.
 
     Returns:
@@ -107,10 +121,14 @@ def find_strings(
         searched; its string says so in `status`, and names it with its loss in `detail`.
 
     Raises:
-        TypeError: thetas that are not floating point, or an unknown argument.
+        TypeError: thetas that are not floating point, an unknown argument, a client that is none,
+            or with a client a task that cannot be sent.
         ValueError: shapes that differ, NaN or inf in theta, an argument out of range, or a
             checkpoint that is damaged or of another call; what differs is named.
         OSError: the checkpoint cannot be written.
+        ImportError: a client without dask.distributed.
+        RuntimeError: workers die of a bead, or fail in it, again and again; or their scheduler was
+            lost.
 
     Paper: steps 2 to 5, Sec. II.B.
     Differs: a pair is tested before its first bead (`insert_first=False`).  A bead that cannot be
@@ -121,6 +139,7 @@ def find_strings(
     """
     check_task(task)
     check_pairs(theta_1, theta_2, task.n_params)
+    side_by_side = _check_where(client, side_by_side)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     n_pairs = len(theta_1)
     chosen = with_defaults(task, method, alpha, max_depth, t_star, training)
@@ -146,7 +165,12 @@ def find_strings(
         insert_first=insert_first,
         first_bead=first_bead,
         training=training,
+        side_by_side=side_by_side,
     )
+    if client is not None:
+        search = replace(search, run=sender(client, task))
+        if side_by_side is None and not apart.company_matters(task, training, theta_1.dtype):
+            search = replace(search, side_by_side=1)
     state = begin(task, theta_1, theta_2, L0, threshold)
     made_by = None
     if checkpoint is not None:
@@ -155,6 +179,7 @@ def find_strings(
         call |= {"max_depth": int(max_depth), "slack": float(slack), "L0": L0, "alpha": alpha}
         call |= {"seeds": seeds, "theta_1": theta_1, "theta_2": theta_2}
         call |= {} if first_bead is None else {"first_bead": first_bead}
+        call |= {} if side_by_side is None else {"side_by_side": side_by_side}
         made_by = fingerprint(task, call | {"losses of the ends": state.losses})
         saved = load_state(checkpoint, made_by, task.device, partial(rules_of, state, max_depth))
         state = State(**saved) if saved else state
@@ -172,6 +197,9 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     given = inspect.signature(find_strings).bind(task, None, None, L0, **options)
     given.apply_defaults()
     values = given.arguments
+    _check_where(values["client"], values["side_by_side"])
+    if values["client"] is not None:
+        packed(task)
     training = {name: options[name] for name in TRAINING_SETTINGS if name in options}
     of_method = (values[name] for name in ("method", "alpha", "max_depth", "t_star"))
     alpha, max_depth, t_star, training = with_defaults(task, *of_method, training)
@@ -180,6 +208,12 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     if values["first_bead"] is not None:
         check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
     training_of(training)
+
+
+def _check_where(client, side_by_side) -> int | None:
+    """side_by_side as an int; TypeError, ValueError or ImportError for what either cannot be."""
+    check_client(client)
+    return None if side_by_side is None else check_whole(side_by_side, "side_by_side", 1)
 
 
 def with_defaults(task: Task, method: str, alpha, max_depth, t_star, training: dict) -> tuple:
@@ -241,9 +275,29 @@ def train_beads(
         if search.method == "averaged" and state.depth > 0:
             beads = beads + averaged.bulge(state.thetas, left, right, state.elders[is_open])
     beads = _leave_stationary(search, beads, state.thetas[left], state.thetas[right], generator)
+    if search.run is None and search.side_by_side is None:
+        return descend(search, state, is_open, beads, generator)
+    jobs = apart.jobs_of(search, state, is_open, beads, generator)
+    if search.run is not None:
+        return averaged.joined(search.run(descend_apart, jobs))
+    return averaged.joined([descend_apart(search.task, *job) for job in jobs])
+
+
+def descend_apart(task: Task, search: Search, state: State, beads: Tensor, drawn: Tensor) -> Beads:
+    """Train a group of beads as `dss.apart.jobs_of` gives them, here or on a worker."""
+    generator = torch.Generator()
+    generator.set_state(drawn)
+    is_open = torch.ones_like(state.left, dtype=torch.bool)
+    return descend(replace(search, task=task), state, is_open, beads, generator)
+
+
+def descend(
+    search: Search, state: State, is_open: Tensor, beads: Tensor, generator: torch.Generator
+) -> Beads:
+    """Train beads `(B, P)` from where they begin, one for each open segment."""
     if search.method == "averaged":
         return averaged.train_beads(search, state, is_open, beads, generator)
-    target, training = search.target[state.pair[left]], search.training
+    target, training = search.target[state.pair[state.left[is_open]]], search.training
     trained = train_to(search.task, beads, target, generator=generator, **asdict(training))
     n_checks = -(-trained.steps // steps_between_checks(search.task, training))
     return Beads.plain(trained, 1 + n_checks)

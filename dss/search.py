@@ -1,6 +1,6 @@
 """What a search of many pairs holds: what it is asked for, and its state from level to level."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class Search:
         method: `"paper"` or `"averaged"`.
         limit: `(M,)`, what segments are tested against: slack * L0, with its rounding.
         target: `(M,)`, what beads are trained to: alpha * L0.
+        run: calls a function with the task and each of some jobs on workers (`dss.runs.workers`);
+            None: here.
         others: as in `find_strings`.
     """
 
@@ -37,6 +39,8 @@ class Search:
     insert_first: bool
     first_bead: Tensor | None
     training: Training
+    side_by_side: int | None = None
+    run: Callable | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,10 +40,11 @@ FLOORS = [
     {"theta", "data", "results", "plots", "stats", "networks.batchnorm"},
     {"networks.architectures", "networks.stacks", "networks.accept", "strings", "proofs.checker"},
     {"task", "runs.grid", "runs.execute"},
-    {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps"},
+    {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps", "runs.workers"},
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
     {"search"},
     {"averaged"},
+    {"apart"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
     {"studies", "problems"},
     {"commands"},
@@ -192,7 +193,11 @@ def test_a_changed_line_elsewhere_does_not(module, changed):
 
 def test_wings_that_a_search_does_not_use_are_not_in_its_fingerprint():
     wings = {name.split(".")[1] for name in SEARCHED if name.count(".") == 2}
-    assert wings == {"networks"}
+    assert wings == {"networks", "runs"}
+    assert {name for name in SEARCHED if name.startswith("dss.runs.")} == {
+        "dss.runs.grid",
+        "dss.runs.workers",
+    }
     assert {"dss.networks.dense", "dss.curve", "dss.train", "dss.descent"} <= SEARCHED
 
 

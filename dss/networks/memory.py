@@ -80,6 +80,15 @@ class Budget:
             )
         return n
 
+    def side_by_side(self, n_samples: int, dtype: torch.dtype) -> int:
+        """How many networks run side by side, at most, when each sees `n_samples` at a time."""
+        fit = int(self.chunk_elements(dtype) / self._elements(n_samples))
+        return max(1, fit) if self.stacks else 1
+
+    def _elements(self, n_samples: int) -> int:
+        """Numbers that one network holds."""
+        return n_samples * self.n_activations + self.n_fixed + self.n_params
+
     def by_rows(
         self, work: Callable[[slice], Result], n: int, n_samples: int, dtype: torch.dtype
     ) -> list[Result]:
@@ -97,8 +106,7 @@ class Budget:
         Raises:
             torch.OutOfMemoryError: one network alone does not fit.
         """
-        per_network = n_samples * self.n_activations + self.n_fixed + self.n_params
-        size = max(1, int(self.chunk_elements(dtype) / per_network)) if self.stacks else 1
+        size, per_network = self.side_by_side(n_samples, dtype), self._elements(n_samples)
         size = math.ceil(n / max(1, math.ceil(n / size)))  # of even sizes
         start, results = 0, []
         while start < n:

@@ -126,11 +126,13 @@ def first_line(failure: Exception) -> str:
     return f"{type(failure).__name__}: {lines[0]}"
 
 
-def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
+def run_each(client, function: Callable, points: Iterable, retries: int = 0) -> Iterator[tuple]:
     """Run a function at every point; yields `(i, point, result, failure)` as they end.
 
     Only a few are submitted ahead, so that a grid may be long.  Close it (`contextlib.closing`)
     before the client, so that what still runs is cancelled however the loop over it ends.
+
+    A call that ends with an error is made again up to `retries` times.
 
     Raises:
         RuntimeError: the scheduler was lost.
@@ -146,7 +148,7 @@ def run_each(client, function: Callable, points: Iterable) -> Iterator[tuple]:
             raise RuntimeError(f"the scheduler was lost ({client.status}); call again to go on")
         n_ahead = max(2, 2 * sum(client.nthreads().values()))
         for i, point in itertools.islice(waiting, max(0, n_ahead - len(submitted))):
-            future = client.submit(function, point, pure=False)
+            future = client.submit(function, point, pure=False, retries=retries)
             submitted[future] = i, point
             ended.add(future)
 

@@ -202,27 +202,43 @@ def _test(segments: Segments, candidates: Tensor, rows: Tensor, found: Found) ->
     losses = segments.task.losses(candidates).double()
     found.n_passes[rows] += 1
     near = (losses <= segments.limit[rows]) & found.grid_max[rows].isinf().any(dim=1)
-    halves = torch.full((len(rows), 2), torch.inf, dtype=torch.float64, device=rows.device)
-    halves[near], spent = _measure_halves(segments, candidates[near], losses[near], rows[near])
-    found.n_passes[rows[near]] += spent
-    passes, before = halves.isfinite().all(dim=1), found.grid_max[rows].isfinite().all(dim=1)
+    largest = torch.full((len(rows), 2), torch.inf, dtype=torch.float64, device=rows.device)
+    i = rows[near]
+    of_three = torch.stack([segments.ends[i, 0], losses[near], segments.ends[i, 1]], dim=1)
+    largest[near], spent = halves(
+        segments.task,
+        segments.left[i],
+        candidates[near],
+        segments.right[i],
+        of_three,
+        segments.limit[i],
+        segments.n_t,
+    )
+    found.n_passes[i] += spent
+    passes, before = largest.isfinite().all(dim=1), found.grid_max[rows].isfinite().all(dim=1)
     keep = passes | (losses < found.losses[rows]) & ~before
     found.thetas[rows[keep]], found.losses[rows[keep]] = candidates[keep], losses[keep]
-    found.grid_max[rows[passes]] = halves[passes]
+    found.grid_max[rows[passes]] = largest[passes]
     return losses
 
 
-def _measure_halves(segments: Segments, beads, losses, rows) -> tuple[Tensor, Tensor]:
-    """`low_maxima` of both halves of segments `rows` `(R,)`, the second where the first passes."""
-    limit, ends = segments.limit[rows], segments.ends[rows]
-    left, right = segments.left[rows], segments.right[rows]
-    begin = torch.stack([ends[:, 0], losses], dim=1)
-    first, n_passes = low_maxima(segments.task, left, beads, begin, limit, segments.n_t)
+def halves(
+    task: Task, left: Tensor, bead: Tensor, right: Tensor, losses: Tensor, limit: Tensor, n_t: int
+) -> tuple[Tensor, Tensor]:
+    """`low_maxima` of the segments to the left and to the right of beads.
+
+    Args:
+        task, limit, n_t: as in `low_maxima`.
+        left, bead, right: `(S, P)`.
+        losses: `(S, 3)` float64, their metric.
+
+    Returns:
+        The largest gamma on each grid, `(S, 2)`, inf on the right where the left does not pass;
+        and forward passes `(S,)`.
+    """
+    first, n_passes = low_maxima(task, left, bead, losses[:, :2], limit, n_t)
     second, low = torch.full_like(first, torch.inf), first.isfinite()
-    end = torch.stack([losses, ends[:, 1]], dim=1)
-    second[low], spent = low_maxima(
-        segments.task, beads[low], right[low], end[low], limit[low], segments.n_t
-    )
+    second[low], spent = low_maxima(task, bead[low], right[low], losses[low, 1:], limit[low], n_t)
     n_passes[low] += spent
     return torch.stack([first, second], dim=1), n_passes
 

@@ -185,9 +185,9 @@ def _made_by(size: str, entry: dict) -> str:
 
 
 def as_fields(app, what, name, obj, options, lines: list[str]) -> None:
-    """`Paper: ...` and `Differs: ...` of a docstring become fields beside its parameters."""
+    """`Paper:`, `Source:` and `Differs:` of a docstring become fields beside its parameters."""
     for i, line in enumerate(lines):
-        lines[i] = re.sub(r"^(Paper|Differs): ", r":\1: ", line)
+        lines[i] = re.sub(r"^(Paper|Source|Differs): ", r":\1: ", line)
 
 
 def hide_fields(app, what, name, obj, options, signature, returns) -> tuple[str, None] | None:

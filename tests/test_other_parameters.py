@@ -108,6 +108,14 @@ SETTINGS = {
          "L0_check_quadratic": 0.3, "L0_check_cubic": 0.32, "L0_plateau": [0.2], "n_plateau": 1,
          "points_plateau": [20], "mnist_from": str(QUICK / "authors_mnist_pairs.csv")},
     ],
+    "15_neighbours": [
+        {"networks": ["digits cnn"], "L0": [2.0], "n_pairs": 1, "n_eval": 10, "most_steps": 50,
+         "patience": 10, "L0_quad": [0.02], "n_quad": 1, "L0_failed": 0.02, "n_failed": 1,
+         "most_failed": 20},
+        {"networks": ["digits mlp", "mnist mlp"], "L0": [1.5, 1000], "n_pairs": 1, "n_eval": 20,
+         "most_steps": 1, "patience": 1, "L0_quad": [1000], "n_quad": 1, "L0_failed": 1000,
+         "n_failed": 1, "most_failed": 1, "seed": 4294967},
+    ],
     "sweep_report": [
         {"table": str(QUICK / "sweep_report_rows.csv"), "seed": 4294967293, "log_x": True},
     ],

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dss.averaged import halves
 from dss.checks import check_number, check_theta, check_whole
 from dss.curve import segment_maxima
 from dss.descent import rounding
@@ -61,7 +62,8 @@ def tighten(
     """A shorter string at or below the same threshold, found without a gradient.
 
     Bead by bead: each is pulled towards the nearest point of the chord of its neighbours, as far
-    as both of its segments stay low.  A bead that gets there is left out.
+    as both of its segments stay low: with the margin of `method="averaged"`, so that they are low
+    between grid points as well.  A bead that gets there is left out.
 
     Args:
         task: what the string was found on.
@@ -137,9 +139,9 @@ def _pull(task, chains, parity, mask, keep_all, n_t, limit) -> Chains:
     gain = sum(_distance(bead, end, mask) - _distance(there, end, mask) for end in (left, right))
     moves = gain >= 0 if not keep_all else gain > 1e-9 * _distance(left, right, mask)
     i, left, right, there, owner = (v[moves] for v in (i, left, right, there, owner))
-    ends = torch.cat([left, there]), torch.cat([there, right])
-    highest = segment_maxima(task, *ends, n_t, "max").gamma_max.view(2, -1).amax(dim=0)
-    is_low = highest <= limit[owner]  # (B,)
+    losses = torch.stack([task.losses(v).double() for v in (left, there, right)], dim=1)
+    highest, spent = halves(task, left, there, right, losses, limit[owner], n_t)
+    is_low = highest.isfinite().all(dim=1)  # (B,)
 
     thetas, steps = chains.thetas.clone(), chains.step.clone()
     tried = chains.beads(parity)
@@ -148,7 +150,7 @@ def _pull(task, chains, parity, mask, keep_all, n_t, limit) -> Chains:
     thetas[i[is_low]] = there[is_low]
     for k in (-1, 1):  # who has moved gives its neighbours room
         steps[i[is_low] + k] = steps[i[is_low] + k].clamp(min=2 * LEAST_STEP)
-    n_passes = chains.n_passes.index_add(0, owner, torch.full_like(owner, 2 * (n_t + 3)))
+    n_passes = chains.n_passes.index_add(0, owner, 3 + spent)
     kept = torch.ones_like(chains.string, dtype=torch.bool)
     if not keep_all:
         kept[i[is_low & (chains.step[i] == 1)]] = False

@@ -224,6 +224,7 @@ def test_networks_that_are_no_stack(ring, call, shape):
 
 # What is no number at all, and what is none that counts something.
 NO_NUMBER = ["0.5", True, None, [], [0.5, "x"], {}, 1j, torch.tensor([True]), object()]
+NO_CHOICE = [value for value in NO_NUMBER if value is not None]  # where None leaves it to us
 NO_COUNT = [0, -1, 1.5, math.nan, math.inf, -(10**26)]
 TOO_MANY = [10**12, 10**26, 1e300]
 SIGNED = [0.0, -1.0, math.nan, math.inf, -math.inf, 10**400]
@@ -243,10 +244,13 @@ TRAINING = {
 }
 SEARCHED = TRAINING | {
     "L0": SIGNED + NO_NUMBER + [torch.ones(3)],
-    "alpha": [0.0, -1.0, 1.5, math.nan, 10**400, *NO_NUMBER, torch.ones(7)],
-    "max_depth": [-1, 1.5, 41, math.nan, 10**26, *NO_NUMBER],
+    "alpha": [0.0, -1.0, 1.5, math.nan, 10**400, *NO_CHOICE, torch.ones(7)],
+    "max_depth": [-1, 1.5, 41, math.nan, 10**26, *NO_CHOICE],
     "n_t": NO_COUNT + TOO_MANY + NO_NUMBER,
-    "t_star": ["middle", 1, None, []],
+    "t_star": ["middle", 1, []],
+    "method": ["mean", 1, None, []],
+    "side_by_side": [*NO_COUNT, *NO_CHOICE],
+    "client": ["tcp", 1, []],
     "slack": [0.9, math.nan, math.inf, *NO_NUMBER],
     "insert_first": [1, "yes", None],
     "first_bead": [bead for bead in NO_TENSOR if bead is not None],
@@ -324,6 +328,11 @@ TABLE = {
     "batch_statistics": (
         alone(dss.batch_statistics, module=nn.BatchNorm1d(2)),
         {"module": [None, "x", nn.Linear(2, 2)], "x": ["x", 3, X2.long(), X2[:1], X2 / 0]},
+    ),
+    "tighten": (
+        alone(dss.tighten, task=QUAD, string=FOUND),
+        {"task": NO_TASK, "string": ["s", PAIR, [FOUND, None]], "halvings": [-1, 7, *NO_NUMBER]}
+        | {"max_rounds": [-1, 1.5, *NO_NUMBER], "tolerance": [-1, 1, math.nan, *NO_NUMBER]},
     ),
     "certify": (alone(dss.certify, task=QUAD, string=FOUND), PROOF | {"string": [None, "s", PAIR]}),
     "certify_strings": (

@@ -44,7 +44,7 @@ FLOORS = [
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},
     {"search"},
     {"averaged"},
-    {"apart"},
+    {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
     {"studies", "problems"},
     {"commands"},

@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import pytest
@@ -10,6 +10,7 @@ import torch
 
 import dss
 from dss.geometry import neighbours
+from dss.geometry.attempt import pair_of
 from dss.geometry.neighbours import (
     Curve,
     _bernstein,
@@ -19,6 +20,7 @@ from dss.geometry.neighbours import (
     _slope_at_uniform_t,
     auto_neb,
     bezier,
+    layer_wise,
     one_bend,
 )
 from dss.problems import PROBLEMS
@@ -206,7 +208,7 @@ def test_pivots_keep_equal_distances(ring):
 @pytest.fixture
 def a_pair(ring, seeded):
     ends = PROBLEMS["ring"].ends()
-    return neighbours._pair(ring, *ends, 0.1, False, seeded(8), {})
+    return pair_of(ring, *ends, 0.1, False, seeded(8), {})
 
 
 @pytest.mark.parametrize(
@@ -241,7 +243,7 @@ def test_the_slope_of_pivots_is_across_the_chain(a_pair, point):
 def test_means_begin_where_the_descent_begins(ring, monkeypatch, method):
     """At a rate next to nothing all means of the iterates are the start, 1 % off the line."""
     seen = []
-    for name in ("_test_chain", "_test_curve"):
+    for name in ("test_chain", "_test_curve"):
         test = getattr(neighbours, name)
 
         def spy(*arguments, test=test, **keywords):
@@ -341,3 +343,75 @@ def test_strings_of_rivals_serve_where_strings_do(tmp_path, ring):
     assert tight.normalized_length <= string.normalized_length
     again = dss.String.load(string.save(tmp_path / "chain.safetensors"))
     assert torch.equal(again.thetas, string.thetas) and again.trace == string.trace
+
+
+@pytest.fixture
+def quad_pair(seeded):
+    task = dss.quad()
+    return task, dss.train_endpoints(task, 2, [0.01], seeded(7), lr=1e-2, max_steps=2000).thetas[0]
+
+
+@plain_or_averaged
+def test_layers_arrive_one_after_the_other(quad_pair, averaged, seeded):
+    task, ends = quad_pair
+    options = {"averaged": averaged, "optimizer": "adam", "lr": 1e-2, "max_steps": 6000}
+    string = layer_wise(task, *ends, 0.01, **options)
+    assert string.connected and string.gradient_steps > 0, string.detail
+    assert highest_on(task, string) <= 0.01 * 1.02
+    assert torch.equal(string.thetas[[0, -1]], ends)
+    first, _, last = neighbours._layers_of(task)
+    has_arrived = (string.thetas[:, first] == ends[1, first]).all(dim=1)
+    arrival = int(has_arrived.int().argmax())
+    assert has_arrived[arrival:].all() and 0 < arrival < len(string.thetas)
+    assert (
+        arrival == len(string.thetas) - 1
+        or (string.thetas[arrival:-1, last] != ends[1, last]).any()
+    )
+
+
+def test_layers_with_minibatches_and_a_budget(digits64, seeded):
+    ends = dss.train_endpoints(digits64, 2, [0.5], seeded(1), **digits64.train_settings).thetas[0]
+    options = {"averaged": True, "lr": 0.05}
+    string = layer_wise(digits64, *ends, 0.6, generator=seeded(), **options)
+    assert string.connected, string.detail
+    again = layer_wise(digits64, *ends, 0.6, generator=seeded(), **options)
+    assert torch.equal(again.thetas, string.thetas)
+    cut = layer_wise(digits64, *ends, 0.6, max_steps=10, generator=seeded(), **options)
+    assert cut.status is Status.TRAINING_STALLED and cut.gradient_steps <= 10
+    assert "budget spent" in cut.detail and torch.equal(cut.thetas[[0, -1]], ends)
+    rows = cut.trace
+    assert sum(row["gradient_steps"] for row in rows) == cut.gradient_steps
+
+
+def test_a_layer_keeps_the_spread_of_both_ends(a_pair):
+    begin, end = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([-2.0, 2.0, 0.0])
+    moved = neighbours._part_of_the_way(begin, end, 0.75)
+    assert float(moved.std(correction=0)) == pytest.approx(1.75 * float(begin.std(correction=0)))
+    assert torch.equal(neighbours._part_of_the_way(begin, end, 1.0), end)
+    assert neighbours._part_of_the_way(begin, begin * 0 + 1, 0.5).isfinite().all()
+
+
+def test_layers_are_needed_and_moves_are_counted(ring, quad_pair):
+    with pytest.raises(ValueError, match="ring has no module"):
+        layer_wise(ring, *PROBLEMS["ring"].ends(), 0.3)
+    task, ends = quad_pair
+    with pytest.raises(ValueError, match="n_moves is 0"):
+        layer_wise(task, *ends, 0.01, n_moves=0)
+
+
+def test_a_curve_read_as_a_string_is_certified(quad_pair, tmp_path):
+    task, ends = quad_pair
+    curve = bezier(task, *ends, 0.01, optimizer="adam", lr=1e-2)
+    string = curve.string(task)
+    assert string.connected and torch.equal(string.thetas, curve.polygon(100))
+    assert string.gradient_steps == curve.gradient_steps
+    assert string.forward_passes > curve.forward_passes
+    proof = dss.certify(task, string)
+    assert set(proof.status) <= {"proved", "undecided"} and "proved" in proof.status
+    assert dss.String.load(string.save(tmp_path / "curve.safetensors")).detail == string.detail
+    tight = dss.tighten(task, string)
+    assert tight.n_beads < string.n_beads
+    high = replace(curve, L0=1e-6).string(task, n=3)
+    assert high.status is Status.DEPTH_EXHAUSTED and high.trace[0]["open_segments"] == 3
+    with pytest.raises(ValueError, match="controls has shape"):
+        curve.string(PROBLEMS["ring"].task("ring"))

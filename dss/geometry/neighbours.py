@@ -1,8 +1,9 @@
 """The neighbours of DSS: other methods that seek a path of low loss between the same two networks.
 
 `bezier` and `one_bend` lower the training loss at a random point of a curve; `auto_neb` lowers
-that of pivots on a chain, across the chain.  All three share one descent (`_descend`), begin on
-the straight line, do nothing where it is low, and end when a path passes its test.
+that of pivots on a chain, across the chain; `layer_wise` carries one layer after the other over,
+and trains those that are left.  All begin on the straight line, do nothing where it is low, and end
+when a path passes its test.
 
 They count as DSS does: a gradient is that of one network on one batch, a forward pass takes one
 network over the whole evaluation set.  With `averaged=True` they test running means of their
@@ -18,31 +19,22 @@ import torch
 from torch import Tensor
 
 from dss.averaged import DECAYS_OF_BATCHES as DECAYS
-from dss.checks import (
-    check_flag,
-    check_generator,
-    check_grid,
-    check_L0,
-    check_pairs,
-    check_theta,
-    check_whole,
-    numbers_of,
-    per_pair,
-)
-from dss.curve import Maxima, grid_of, segment_maxima, without_nan
-from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
+from dss.averaged import low_maxima
+from dss.checks import check_grid, check_theta, check_whole, numbers_of
+from dss.curve import grid_of, segment_maxima, without_nan
+from dss.descent import OPTIMIZERS, rounding, takes_training
+from dss.geometry.attempt import Found, Pair, Tested, pair_of, row_of, string_of, test_chain
 from dss.networks.modes import in_usual_mode
-from dss.search import begin
 from dss.status import Status
 from dss.strings import String
 from dss.task import Task, check_task
-from dss.theta import interpolate, points_along
-from dss.train import LEAST_PROGRESS, Batches
+from dss.theta import interpolate, points_along, shapes_of
+from dss.train import LEAST_PROGRESS
 
 N_CURVE = 101  # points on which a curve is tested
-DISTURBANCE = 0.01  # of the distance, by which inner points begin off the line with full batches
 INSERTED = 2  # most pivots that a cycle of AutoNEB adds, and
 INSERT_ABOVE = 0.1  # how far gamma must lie above its chord, of the range of the pivots' losses
+LEAST_MOVE = 2.0**-8  # of the way of a layer; one that cannot go that far is stuck
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +92,38 @@ class Curve:
         n = check_whole(n, "n", 1)
         return self.at(torch.linspace(0, 1, n + 1, dtype=torch.float64))
 
+    def string(self, task: Task, n: int = 100, n_t: int = 5) -> String:
+        """The polygon of n segments as a string: to certify, tighten, compare, plot or save it.
+
+        It is a path of its own between the same networks, and is tested as one, on `n_t` points of
+        each segment and at their refined maxima.  What a certificate proves holds for the polygon;
+        the curve keeps within the distance that `polygon` states.
+
+        Raises:
+            TypeError, ValueError: no task, one of other networks, n < 1 or n_t < 3.
+        """
+        check_task(task)
+        thetas, n_t = self.polygon(n).to(task.device), check_grid(n_t)
+        check_theta(thetas, "controls", (None, task.n_params))
+        maxima = segment_maxima(task, thetas[:-1], thetas[1:], n_t)
+        n_high = int((~(maxima.gamma_max <= self.L0 * (1 + rounding(thetas.dtype)))).sum())
+        Gamma_tilde = float(maxima.grid_max.max())
+        row = {"depth": 0, "Gamma_tilde": Gamma_tilde, "open_segments": n_high, "beads_trained": 0}
+        row |= {"gradient_steps": self.gradient_steps}
+        row |= {"forward_passes": self.forward_passes + int(maxima.n_passes.sum())}
+        return String(
+            thetas=thetas,
+            status=Status.DEPTH_EXHAUSTED if n_high else Status.CONNECTED,
+            L0=self.L0,
+            alpha=1.0,
+            slack=1.0,
+            n_t=n_t,
+            Gamma_tilde=Gamma_tilde,
+            trace=[row],
+            detail=f"{n} chords of a curve" + (f"; {self.detail}" if self.detail else ""),
+            length_mask=self.length_mask,
+        )
+
     @property
     def length(self) -> float:
         """Length of the curve, from the speed at the middles of 1,000 equal steps of t."""
@@ -118,135 +142,6 @@ class Curve:
         straight = float((gap if self.length_mask is None else gap[self.length_mask]).norm())
         length = self.length
         return length / straight if straight else (1.0 if length == 0 else math.inf)
-
-
-@dataclass(frozen=True, eq=False)
-class Pair:
-    """Two networks between which a path is sought, and how.
-
-    Attributes:
-        theta_1, theta_2: `(P,)`, on the task's device.
-        losses: `(2,)` float64, their metric.
-        limit: L0, with its rounding.
-        batches: of the gradients; they hold the generator of the run.
-        others: as in `bezier`.
-    """
-
-    task: Task
-    theta_1: Tensor
-    theta_2: Tensor
-    losses: Tensor
-    L0: float
-    limit: float
-    training: Training
-    averaged: bool
-    batches: Batches
-
-    def through(self, inner: Tensor) -> Tensor:
-        """`(B + 2, P)`: the ends, and the inner points `(B, P)` between them."""
-        return torch.cat([self.theta_1[None], inner, self.theta_2[None]])
-
-    def line(self, n: int) -> Tensor:
-        """n inner points `(n, P)` at equal steps on the straight line."""
-        t = torch.arange(1, n + 1, dtype=torch.float64) / (n + 1)
-        return interpolate(self.theta_1.expand(n, -1), self.theta_2.expand(n, -1), t)
-
-    def start(self, n: int) -> Tensor:
-        """Where n inner points `(n, P)` begin.
-
-        With full batches each is moved by 1 % of the distance in a random direction: a landscape
-        that is the same on both sides of the line would never push a path off it.
-        """
-        inner = self.line(n)
-        if not self.batches.whole:
-            return inner
-        generator = self.batches.generator
-        direction = torch.randn(inner.shape, dtype=torch.float64, generator=generator)
-        direction /= direction.norm(dim=1, keepdim=True)
-        return inner + DISTURBANCE * (self.theta_2 - self.theta_1).norm() * direction.to(inner)
-
-
-@dataclass(frozen=True, eq=False)
-class Tested:
-    """What the test of one path gave.
-
-    Attributes:
-        highest: the largest loss that was measured; on the whole grid if the path is low.
-        n_high: segments above L0; of a curve 1, where it is.
-        n_passes: forward passes that it took.
-        maxima, losses: of a chain, those of its segments and `(B + 2,)` of its networks.
-    """
-
-    highest: float
-    n_high: int
-    n_passes: int
-    maxima: Maxima | None = None
-    losses: Tensor | None = None
-
-    @property
-    def is_low(self) -> bool:
-        """Whether the path passes."""
-        return self.n_high == 0
-
-
-@dataclass(eq=False)
-class Found:
-    """The best path so far, and what it has cost; written to while a search goes on.
-
-    Attributes:
-        inner: `(B, P)`, inner points of the path whose largest loss is lowest.
-        tested: what its test gave.
-        training: gives the budget and the patience, in gradients of one network.
-        gradient_steps, n_passes: so far; both ends were measured before.
-        status: why the search has ended; None while it goes on.
-        floor, best_step: below which loss is progress, and when the last was made.
-    """
-
-    inner: Tensor
-    tested: Tested
-    training: Training
-    gradient_steps: int = 0
-    n_passes: int = 2
-    status: Status | None = None
-    floor: float = math.inf
-    best_step: int = 0
-
-    def __post_init__(self):
-        self.take(self.inner, self.tested)
-
-    def take(self, inner: Tensor, tested: Tested) -> None:
-        """Count a test, and keep its path if it is the best."""
-        self.n_passes += tested.n_passes
-        if tested.is_low or tested.highest < self.tested.highest:
-            self.inner, self.tested = inner, tested
-        if tested.highest < self.floor:
-            self.floor, self.best_step = (1 - LEAST_PROGRESS) * tested.highest, self.gradient_steps
-        if tested.is_low:
-            self.status = Status.CONNECTED
-
-    def measure_whole(self, test: Callable) -> None:
-        """Measure a path that is not low on its whole grid, of which its test saw a part."""
-        if not self.tested.is_low:
-            self.tested = test(self.inner, whole=True)
-            self.n_passes += self.tested.n_passes
-
-    def detail(self, L0: float) -> str:
-        """How a search failed; empty where it did not."""
-        if self.status is Status.CONNECTED:
-            return ""
-        return (
-            f"{self.status} after {self.gradient_steps} gradients: the largest loss is "
-            f"{self.tested.highest:.6g}, L0 is {L0:.6g}"
-        )
-
-    def room(self, cost: int) -> int:
-        """Steps of `cost` gradients that may still be made; 0 sets the status."""
-        if self.status is None and self.gradient_steps - self.best_step >= self.training.patience:
-            self.status = Status.STALLED
-        n_steps = (self.training.max_steps - self.gradient_steps) // cost
-        if self.status is None and n_steps == 0:
-            self.status = Status.BUDGET_SPENT
-        return 0 if self.status else n_steps
 
 
 @in_usual_mode
@@ -290,7 +185,7 @@ def bezier(
         full batches inner points begin 1 % of the distance off the line, in random directions.
     """
     degree = check_whole(degree, "degree", 2, 3)
-    pair = _pair(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.1} | training)
+    pair = pair_of(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.1} | training)
     weights = partial(_bernstein, degree)
     test = partial(_test_curve, pair, weights)
     line = pair.line(degree - 1)
@@ -343,15 +238,15 @@ def one_bend(
     Source: Garipov et al. (2018), Sec. 3.
     """
     n_t = check_grid(n_t)
-    pair = _pair(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.05} | training)
-    test = partial(_test_chain, pair, n_t)
+    pair = pair_of(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.05} | training)
+    test = partial(test_chain, pair, n_t)
     found = Found(pair.line(0), test(pair.line(0)), pair.training)
-    trace = [_row(found, found.tested, 0, [])]
+    trace = [row_of(found, found.tested, 0, [])]
     if found.room(1):
         slope = partial(_slope_at_uniform_t, pair, _hat)
         _, tested = _descend(pair, pair.start(1), slope, 1, test, found)
-        trace.append(_row(found, tested, 1, trace))
-    return _string(pair, n_t, found, trace, test)
+        trace.append(row_of(found, tested, 1, trace))
+    return string_of(pair, n_t, found, trace, test)
 
 
 @in_usual_mode
@@ -403,47 +298,157 @@ def auto_neb(
     n_t, n_pivots = check_grid(n_t), check_whole(n_pivots, "n_pivots", 1)
     sweeps = check_whole(sweeps, "sweeps", 1)
     max_pivots = check_whole(max_pivots, "max_pivots", n_pivots)
-    pair = _pair(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.05} | training)
-    test = partial(_test_chain, pair, n_t)
+    pair = pair_of(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.05} | training)
+    test = partial(test_chain, pair, n_t)
     found = Found(pair.line(0), test(pair.line(0)), pair.training)
-    trace = [_row(found, found.tested, 0, [])]
+    trace = [row_of(found, found.tested, 0, [])]
     place = torch.linspace(0, 1, n_pivots + 2, dtype=torch.float64)  # along the chain
     inner, slope = pair.start(n_pivots), partial(_slope_across, pair)
     while found.room(n := len(inner)):
         put_back = partial(_put_back, pair, place)
         inner, tested = _descend(pair, inner, slope, n, test, found, sweeps, put_back)
-        trace.append(_row(found, tested, n, trace))
+        trace.append(row_of(found, tested, n, trace))
         if found.status is None:
             inner, place = _with_pivots(pair, inner, place, tested, max_pivots - n)
-    return _string(pair, n_t, found, trace, test)
+    return string_of(pair, n_t, found, trace, test)
 
 
-def _pair(task, theta_1, theta_2, L0, averaged, generator, training: dict) -> Pair:
-    """The arguments that all methods share, checked; ValueError for an endpoint above L0."""
-    check_task(task)
-    check_theta(theta_1, "theta_1", (task.n_params,))
-    check_theta(theta_2, "theta_2", (task.n_params,))
-    check_pairs(theta_1[None], theta_2[None], task.n_params)
-    L0 = per_pair(L0, 1, "L0")
-    check_L0(L0)
-    averaged, generator = check_flag(averaged, "averaged"), check_generator(generator)
-    settings = training_of({"optimizer": "nesterov"} | training)
-    theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
-    threshold = L0 * (1 + rounding(theta_1.dtype))
-    ends = begin(task, theta_1[None], theta_2[None], L0, threshold.to(task.device))
-    if ends.detail[0]:
-        raise ValueError(f"{ends.detail[0]}; what helps: {Status.ENDPOINT_ABOVE_L0.advice}")
-    return Pair(
-        task=task,
-        theta_1=theta_1,
-        theta_2=theta_2,
-        losses=ends.losses,
-        L0=float(L0),
-        limit=float(threshold),
-        training=settings,
-        averaged=averaged,
-        batches=Batches(task, settings.batch_size, generator),
-    )
+@in_usual_mode
+@takes_training
+def layer_wise(
+    task: Task,
+    theta_1: Tensor,
+    theta_2: Tensor,
+    L0: float,
+    n_t: int = 33,
+    n_moves: int = 4,
+    averaged: bool = False,
+    *,
+    generator: torch.Generator | None = None,
+    **training,
+) -> String:
+    """A chain of low loss on which one layer after the other goes over to the other network.
+
+    From the inputs to the outputs, a layer moves a part of its way.  The layers after it then
+    descend until the network and the segment to it are low; that network is the next of the chain.
+
+    Args:
+        task, theta_1, theta_2, L0, averaged, generator: as in `bezier`; the task has a module.
+        n_t: grid points of the pair test on each segment, both ends included.
+        n_moves: of each layer.  A move that does not come down within a tenth of the patience is
+            halved, down to 1/256 of the way.
+        training: as in `bezier`, with lr .05.  `check_every` is 25, or 5 with full batches.
+
+    Returns:
+        The string.  A search that failed has the status `training stalled`: its beads are those
+        that were reached, before the last, high segment.
+
+    Raises:
+        TypeError, ValueError: as in `dss.find_string`, an endpoint above L0 included; ValueError
+            too for n_moves below 1, or a task without a module, which has no layers.
+
+    Source: Tian et al., Connecting Independently Trained Modes via Layer-Wise Connectivity (2025).
+    Differs: a move is halved where it is too long; layers that have arrived stay; normalisation is
+        not computed anew.
+    """
+    n_t, n_moves = check_grid(n_t), check_whole(n_moves, "n_moves", 1)
+    pair = pair_of(task, theta_1, theta_2, L0, averaged, generator, {"lr": 0.05} | training)
+    layers = _layers_of(task)
+    test = partial(test_chain, pair, n_t)
+    found = Found(pair.line(0), test(pair.line(0)), pair.training)
+    trace = [row_of(found, found.tested, 0, [])]
+    if found.status is None:
+        chain = _carried_over(pair, layers, n_moves, n_t, found)
+        tested = test(chain)
+        found.inner, found.tested = chain, tested  # also where it is high: its beads were reached
+        found.take(chain, tested)
+        found.status = found.status or Status.STALLED
+        trace.append(row_of(found, tested, len(chain), trace))
+    return string_of(pair, n_t, found, trace, test)
+
+
+def _layers_of(task: Task) -> list[slice]:
+    """Where the parameters of each layer lie in theta, from the inputs to the outputs."""
+    if task.module is None:
+        raise ValueError(f"{task.name} has no module; layers are carried over one by one")
+    sizes: dict[str, int] = {}
+    for name, shape in shapes_of(task.module).items():
+        owner = name.rpartition(".")[0]
+        sizes[owner] = sizes.get(owner, 0) + shape.numel()
+    ends = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _carried_over(pair: Pair, layers: list[slice], n_moves: int, n_t: int, found: Found) -> Tensor:
+    """Inner points `(B, P)` of the chain, to theta_2 or as far as it got."""
+    chain, trainable = [pair.theta_1], torch.ones_like(pair.theta_1)
+    for layer in layers:
+        trainable[layer] = 0
+        begin, there, share = chain[-1][layer], 0.0, 1 / n_moves
+        while there < 1:
+            goal, start = min(1.0, there + share), chain[-1].clone()
+            start[layer] = _part_of_the_way(begin, pair.theta_2[layer], goal)
+            reached = _come_down(pair, chain[-1], start, trainable, n_t, found)
+            if reached is not None:
+                chain.append(reached)
+                there = goal
+            elif found.status or share < 2 * LEAST_MOVE or not trainable.any():
+                return torch.stack(chain)[1:]
+            else:
+                share /= 2
+    return torch.stack(chain)[1:-1]
+
+
+def _part_of_the_way(begin: Tensor, end: Tensor, t: float) -> Tensor:
+    """A layer between two others, whose values are spread as theirs; exactly `end` at t = 1."""
+    if t == 1:
+        return end
+    layer = torch.lerp(begin, end, t)
+    mean, spread = layer.mean(), layer.std(correction=0)
+    wanted = torch.lerp(begin.std(correction=0), end.std(correction=0), t)
+    return layer if not spread > 0 else mean + (layer - mean) * (wanted / spread)
+
+
+def _come_down(
+    pair: Pair, before: Tensor, start: Tensor, trainable: Tensor, n_t: int, found: Found
+) -> Tensor | None:
+    """A network `(P,)` to which the segment from `before` is low, or None; trainable: 0 or 1."""
+    training, batches, task = pair.training, pair.batches, pair.task
+    check_every = training.check_every or (5 if batches.whole else 25)
+    update, n_state = OPTIMIZERS[training.optimizer]
+    theta, step, floor, best_step = start[None].clone(), 0, math.inf, 0
+    state = [torch.zeros_like(theta) for _ in range(n_state)]
+    means = [(decay, torch.zeros_like(theta)) for decay in DECAYS if pair.averaged]
+    at_before = task.losses(before[None]).double()
+    limit = torch.full_like(at_before, pair.limit)
+    while True:
+        candidates = [mean / (1 - decay**step) for decay, mean in means if step] or [theta]
+        for candidate in candidates:
+            candidate = torch.where(trainable > 0, candidate, start)
+            loss = task.losses(candidate).double()
+            found.n_passes += 1
+            if loss <= limit:
+                ends = torch.stack([at_before, loss], dim=1)
+                highest, spent = low_maxima(task, before[None], candidate, ends, limit, n_t)
+                found.n_passes += int(spent)
+                if highest.isfinite():
+                    return candidate[0].clone()
+            if loss < floor:
+                floor, best_step = float(loss) * (1 - LEAST_PROGRESS), step
+        n_steps = min(check_every, training.max_steps - found.gradient_steps)
+        if n_steps <= 0:
+            found.status = Status.BUDGET_SPENT
+        if found.status or not trainable.any() or step - best_step >= training.patience / 10:
+            return None
+        for _ in range(n_steps):
+            step += 1
+            gradient = task.gradients(theta, next(batches), batches.generator)[1]
+            update(theta, gradient * trainable, state, step, training.lr)
+            for decay, mean in means:
+                mean.lerp_(theta, 1 - decay)
+        found.gradient_steps += n_steps
+        if not theta.isfinite().all():
+            return None
 
 
 def _descend(
@@ -548,22 +553,6 @@ def _with_pivots(
     return torch.cat([thetas, new])[order][1:-1], place[order]
 
 
-def _test_chain(pair: Pair, n_t: int, inner: Tensor, whole: bool = False) -> Tested:
-    """The pair test on every segment of a chain; high ones are measured in part, or `whole`."""
-    task, thetas = pair.task, pair.through(inner)
-    losses = torch.cat([pair.losses[:1], task.losses(inner).double(), pair.losses[1:]])
-    ends = torch.stack([losses[:-1], losses[1:]], dim=1)
-    rule = "grid" if whole else "coarse"
-    maxima = segment_maxima(task, thetas[:-1], thetas[1:], n_t, rule, pair.limit, ends)
-    return Tested(
-        highest=float(maxima.gamma_max.max()),
-        n_high=int((~(maxima.gamma_max <= pair.limit)).sum()),
-        n_passes=len(inner) + int(maxima.n_passes.sum()),
-        maxima=maxima,
-        losses=without_nan(losses),
-    )
-
-
 def _test_curve(pair: Pair, weights: Callable, inner: Tensor, whole: bool = False) -> Tested:
     """Whether 101 points of a curve are low; every tenth is measured first, or the `whole`."""
     controls, t, n_passes = pair.through(inner), grid_of(N_CURVE), 0
@@ -596,34 +585,3 @@ def _hat(t: Tensor) -> Tensor:
     """Weights `(n, 3)` of both ends and of the bend between them at t `(n,)`."""
     middle = 1 - (2 * t - 1).abs()
     return torch.stack([(1 - 2 * t).clamp(min=0), middle, (2 * t - 1).clamp(min=0)], dim=1)
-
-
-def _row(found: Found, tested: Tested, n_beads: int, trace: list[dict]) -> dict:
-    """The row of a trace for what was done since its last one, and what was tested last."""
-    return {
-        "depth": len(trace),
-        "Gamma_tilde": float(tested.maxima.grid_max.max()),
-        "open_segments": tested.n_high,
-        "beads_trained": n_beads,
-        "gradient_steps": found.gradient_steps - sum(row["gradient_steps"] for row in trace),
-        "forward_passes": found.n_passes - sum(row["forward_passes"] for row in trace),
-    }
-
-
-def _string(pair: Pair, n_t: int, found: Found, trace: list[dict], test: Callable) -> String:
-    """The best chain that was found; the last row of its trace speaks of it."""
-    found.measure_whole(test)
-    last = _row(found, found.tested, trace[-1]["beads_trained"], trace[:-1])
-    is_low = found.status is Status.CONNECTED
-    return String(
-        thetas=pair.through(found.inner),
-        status=Status.CONNECTED if is_low else Status.TRAINING_STALLED,
-        L0=pair.L0,
-        alpha=1.0,
-        slack=1.0,
-        n_t=n_t,
-        Gamma_tilde=last["Gamma_tilde"],
-        trace=[*trace[:-1], last],
-        detail=found.detail(pair.L0),
-        length_mask=pair.task.length_mask,
-    )

@@ -1,26 +1,27 @@
 """Studies: pairs drawn and trained at several thresholds, and the strings between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from dss.checks import (
-    check_generator,
-    check_number,
-    thresholds_of,
-)
-from dss.descent import TRAINING_SETTINGS
+from dss.checks import check_flag, check_generator, check_number, per_pair, thresholds_of
+from dss.curve import segment_maxima
+from dss.descent import TRAINING_SETTINGS, rounding
 from dss.files import check_target
 from dss.networks.modes import in_usual_mode
-from dss.sampling import check_options, find_strings
+from dss.sampling import check_options, find_strings, with_defaults
+from dss.status import Status
 from dss.strings import String
 from dss.task import Task, check_task
-from dss.train import train_endpoints, train_to
+from dss.train import Trained, train_endpoints, train_to
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+OFFERED = "offered by the string at"  # how the detail of a string begins that was not searched
 
 
 @in_usual_mode
@@ -108,6 +109,7 @@ def descending_study(
     n_pairs: int,
     generator: torch.Generator | None = None,
     checkpoint: Callable[[str], Path | None] = lambda name: None,
+    offer: bool = False,
     **options,
 ) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for the same pairs at falling thresholds: networks are trained on and on.
@@ -119,13 +121,15 @@ def descending_study(
         generator: CPU generator of the run; a new one with seed 0 by default.
         checkpoint: gives a file, or None, for the name of each piece of work
             (`dss.Results.checkpoint`).
+        offer: search the lowest threshold first, and offer what was found there to the next higher
+            one (`offered`).  Pairs that take it cost no gradient; all others are searched.
         options: keyword arguments of `find_strings`; networks are trained with the same
             optimiser, batches and budget.
 
     Returns:
         Strings, threshold by threshold, and a table with a row per string: `String.summary`, and
-        `pair`, `n_lost` (networks that did not get to the threshold) and `straight_line` (the
-        largest loss on it; NaN where an endpoint is too high).
+        `pair`, `n_lost` (networks that did not get to the threshold), `straight_line` (the
+        largest loss on it; NaN where an endpoint is too high) and, with `offer`, `offered`.
 
     Raises:
         TypeError, ValueError: as in `find_strings`.
@@ -136,23 +140,99 @@ def descending_study(
 
     check_task(task)
     generator, n_pairs = check_generator(generator), _check_pairs(task, n_pairs)
-    L0 = thresholds_of(L0).tolist()
+    offer, L0 = check_flag(offer, "offer"), thresholds_of(L0).tolist()
     for threshold in L0:
         check_options(task, torch.full((n_pairs,), threshold, dtype=torch.float64), options)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
-    thetas, strings, rows = task.init(2 * n_pairs, generator), [], []
-    for threshold in L0:
-        piece = f"{task.metric} {threshold}"
-        ends_file = checkpoint(f"{piece}.ends")
-        descent = {"generator": generator, "checkpoint": ends_file} | training
-        ends = train_to(task, thetas, threshold, **descent)
-        thetas, n_lost = ends.thetas, int((~ends.reached).sum())
-        pairs = thetas[::2], thetas[1::2]
-        search = {"generator": generator, "checkpoint": checkpoint(piece)} | options
-        at_threshold = find_strings(task, *pairs, threshold, **search)
-        strings += at_threshold
-        for pair, string in enumerate(at_threshold):
+    pieces = [f"{task.metric} {threshold}" for threshold in L0]
+
+    def train(k: int, thetas: torch.Tensor) -> Trained:
+        descent = {"generator": generator, "checkpoint": checkpoint(f"{pieces[k]}.ends")} | training
+        return train_to(task, thetas, L0[k], **descent)
+
+    def search(k: int, thetas: torch.Tensor) -> list[String]:
+        given = {"generator": generator, "checkpoint": checkpoint(pieces[k])} | options
+        return find_strings(task, thetas[::2], thetas[1::2], L0[k], **given)
+
+    ends, strings = [], {}
+    thetas = task.init(2 * n_pairs, generator)
+    for k in range(len(L0)):
+        ends.append(train(k, thetas))
+        thetas = ends[k].thetas
+        if not offer:
+            strings[k] = search(k, thetas)
+    for k in reversed(range(len(L0)) if offer else []):
+        thetas = ends[k].thetas
+        known = offered(task, strings.get(k + 1, []), thetas, L0[k], options)
+        asked = [m for m in range(n_pairs) if m not in known]
+        rows = torch.tensor([[2 * m, 2 * m + 1] for m in asked], dtype=torch.int64).reshape(-1)
+        found = search(k, thetas[rows]) if asked else []
+        strings[k] = [(known | dict(zip(asked, found, strict=True)))[m] for m in range(n_pairs)]
+    rows = []
+    for k, of_ends in enumerate(ends):
+        n_lost = int((~of_ends.reached).sum())
+        for pair, string in enumerate(strings[k]):
             straight = string.trace[0]["Gamma_tilde"] if string.trace else float("nan")
             row = {"pair": pair, "n_lost": n_lost, "straight_line": straight}
+            row |= {"offered": string.detail.startswith(OFFERED)} if offer else {}
             rows.append(row | string.summary())
-    return strings, pd.DataFrame(rows)
+    return [string for k in range(len(L0)) for string in strings[k]], pd.DataFrame(rows)
+
+
+def offered(
+    task: Task, lower: list[String], thetas: torch.Tensor, L0: float, options: Mapping
+) -> dict[int, String]:
+    """Strings of a lower threshold that serve at a higher one, without a gradient.
+
+    The networks at both thresholds are those of one descent.  The beads of the lower string are
+    tried between the networks at the higher one, first alone, then with the ends of the lower
+    string among them.  Where the straight line is low there is nothing to offer.
+
+    Args:
+        task: as in `find_strings`.
+        lower: strings at the lower threshold, one for each pair, or none.
+        thetas: `(2 M, P)`, the networks at the higher threshold, pair after pair.
+        L0: the higher threshold.
+        options: keyword arguments of `find_strings`; n_t, slack and alpha count.
+
+    Returns:
+        A string for each pair, by its number, whose offered chain passes the pair test.
+    """
+    n_t, slack = options.get("n_t", 33), float(options.get("slack", 1.0))
+    limit = slack * L0 * (1 + rounding(thetas.dtype))
+    alpha = with_defaults(
+        task, options.get("method", "paper"), options.get("alpha"), None, None, {}
+    )
+    found = {}
+    for m, string in enumerate(lower):
+        theta_1, theta_2 = thetas[2 * m : 2 * m + 1], thetas[2 * m + 1 : 2 * m + 2]
+        chains = [torch.cat([theta_1, theta_2])]
+        if string.connected:
+            inner = [string.thetas[1:-1], string.thetas] if string.n_beads else [string.thetas]
+            chains += [torch.cat([theta_1, chain.to(theta_1), theta_2]) for chain in inner]
+        trace = []
+        for chain in chains:
+            losses = task.losses(chain).double()
+            ends = torch.stack([losses[:-1], losses[1:]], dim=1)  # (K - 1, 2)
+            maxima = segment_maxima(task, chain[:-1], chain[1:], n_t, ends=ends)
+            n_high = int((~(maxima.gamma_max <= limit)).sum())
+            row = {"depth": len(trace), "Gamma_tilde": float(maxima.grid_max.max())}
+            row |= {"open_segments": n_high, "beads_trained": 0, "gradient_steps": 0}
+            trace.append(row | {"forward_passes": int(maxima.n_passes.sum()) + len(chain)})
+            if n_high == 0:
+                break
+        if n_high or len(trace) == 1:
+            continue
+        found[m] = String(
+            thetas=chain,
+            status=Status.CONNECTED,
+            L0=L0,
+            alpha=float(per_pair(alpha[0], 1, "alpha")),
+            slack=slack,
+            n_t=n_t,
+            Gamma_tilde=trace[-1]["Gamma_tilde"],
+            trace=trace,
+            detail=f"{OFFERED} {string.L0:.6g}",
+            length_mask=task.length_mask,
+        )
+    return found

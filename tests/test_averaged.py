@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 import dss
 from dss import averaged
+from dss.networks.batchnorm import batch_statistics
 from dss.problems import PROBLEMS
 from dss.status import Status
 
@@ -145,6 +147,73 @@ def test_filling_beads_lie_on_the_parabola_and_are_low(ring, point):
     trained = sum(row["beads_trained"] for row in filled.trace)
     assert filled.connected and filled.n_beads > trained  # some were not trained
     assert (ring.losses(filled.thetas) <= L0).all()
+
+
+class Residual(nn.Module):
+    """Two convolutions with BatchNorm beside an identity."""
+
+    def __init__(self, width):
+        super().__init__()
+        conv = {"kernel_size": 3, "padding": 1, "bias": False}
+        self.first = nn.Sequential(nn.Conv2d(1, width, **conv), nn.BatchNorm2d(width), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(width, width, **conv), nn.BatchNorm2d(width))
+        self.last = nn.Linear(4 * width, 10)
+
+    def forward(self, x):
+        x = self.first(x.view(-1, 1, 8, 8))
+        x = torch.relu(x + self.block(x))
+        return self.last(nn.functional.adaptive_avg_pool2d(x, 2).flatten(1))
+
+
+class Recurrent(nn.Module):
+    """An LSTM that reads an image row by row."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.last(self.lstm(x.view(-1, 8, 8))[0][:, -1])
+
+
+class Attention(nn.Module):
+    """One transformer layer over the rows of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 10)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.last(self.layer(self.first(x.view(-1, 8, 8))).mean(dim=1))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize(
+    "make, L0",
+    [(lambda: batch_statistics(Residual(6)), 0.5), (Recurrent, 0.6), (Attention, 0.6)],
+    ids=["residual", "recurrent", "attention"],
+)
+def test_defaults_serve_other_kinds_of_network(digits64, seeded, make, L0):
+    splits = [tuple(v.float() if v.is_floating_point() else v for v in split)
+              for split in digits64.splits.values()]  # fmt: skip
+
+    def init(n, generator):
+        with torch.random.fork_rng():
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            return torch.stack([dss.flatten(make()) for _ in range(n)])
+
+    task = dss.Task.from_module(make(), "cross_entropy", *splits, init=init, batch_size=64)
+    training = {"optimizer": "adam", "lr": 3e-3, "check_every": 25, "max_steps": 3000}
+    ends = dss.train_endpoints(task, 4, [L0], seeded(5), **training).thetas[0]
+    pairs = ends[::2], ends[1::2]
+    strings = dss.find_strings(task, *pairs, L0, method="averaged", generator=seeded())
+    paper = dss.find_strings(task, *pairs, L0, generator=seeded(), t_star="coarse", **training)
+    for string in strings:
+        assert string.connected, string.detail
+        assert dss.Gamma_tilde(task, string.thetas, 65) <= L0 * 1.001
+    spent = [sum(s.gradient_steps for s in found) for found in (strings, paper)]
+    assert spent[0] <= spent[1], "no more gradients than the paper's procedure"
 
 
 def test_the_same_without_filling(ring, point, monkeypatch):

@@ -298,7 +298,10 @@ TABLE = {
         SEARCHED | {"theta_1": NO_TENSOR, "theta_2": NO_TENSOR},
     ),
     "study": (ring_of(dss.study, L0=[0.1], n_pairs=1), DRAWN),
-    "descending_study": (ring_of(dss.studies.descending_study, L0=[0.1], n_pairs=1), DRAWN),
+    "descending_study": (
+        ring_of(dss.studies.descending_study, L0=[0.1], n_pairs=1),
+        DRAWN | {"offer": [1, "yes", None]},
+    ),
     "train_endpoints": (
         ring_of(dss.train_endpoints, n=1, L0=[0.1]),
         TRAINING | {"n": DRAWN["n_pairs"], "L0": DRAWN["L0"]},

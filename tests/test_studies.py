@@ -45,6 +45,32 @@ def test_the_same_networks_are_trained_on_from_threshold_to_threshold(quad64, se
         dss.find_strings(quad64, *pairs, threshold, generator=generator, **OPTIONS)
 
 
+def test_a_string_of_a_low_threshold_serves_the_higher_ones(quad64, seeded, tmp_path):
+    options = OPTIONS | {"max_steps": 3000, "max_depth": 8, "patience": 1000}
+    study = quad64, [0.05, 0.02, 0.01], 6
+    plain, by_search = descending_study(*study, seeded(3), **options)
+    offers, by_offer = descending_study(
+        *study, seeded(3), lambda name: tmp_path / name, offer=True, **options
+    )
+    for one, other in zip(plain, offers, strict=True):
+        assert torch.equal(one.thetas[[0, -1]], other.thetas[[0, -1]]), "the same networks"
+    taken = [s for s in offers if s.detail.startswith("offered")]
+    assert len(taken) == by_offer.offered.sum() >= 3
+    assert not by_offer.offered[by_offer.L0 == 0.01].any(), "there is nothing below the lowest"
+    for s in taken:
+        assert s.connected and s.gradient_steps == 0 and s.forward_passes > 0
+        assert s.trace[0]["open_segments"] == 1, "no offer where the straight line is low"
+        assert dss.Gamma_tilde(quad64, s.thetas, 101) <= s.L0 * 1.001
+        assert dss.String.load(s.save(tmp_path / "s.safetensors")).trace == s.trace
+    assert by_offer.connected.sum() >= by_search.connected.sum()
+    steps = [sum(s.gradient_steps for s in strings) for strings in (plain, offers)]
+    assert steps[1] < steps[0]
+    again, table = descending_study(
+        *study, seeded(3), lambda name: tmp_path / name, offer=True, **options
+    )
+    pd.testing.assert_frame_equal(table, by_offer)
+
+
 def test_networks_that_do_not_get_there_are_counted(quad64, seeded):
     options = OPTIONS | {"max_steps": 1}
     strings, table = descending_study(quad64, [1e-6], 3, seeded(), **options)

@@ -120,12 +120,13 @@ def permute_units(
     if stops and bool((scale != 1).any()):
         raise ValueError(f"scale is not 1, but rescaled units do not come through {stops}")
     for name, (axis, power) in places.items():
-        before = parts[name].shape[len(lead) : len(lead) + axis]
-        part = parts[name].reshape(*lead, *before, h, -1)  # of each unit a row
+        of_each = parts[name].shape[len(lead) :]
+        before, n_after = of_each[:axis], of_each[axis:].numel() // h  # -1 fails on no network
+        part = parts[name].reshape(*lead, *before, h, n_after)  # of each unit a row
         part = part.index_select(len(lead) + axis, index)
         factor = scale.view(*lead, *[1] * axis, h, 1)
         parts[name] = part * factor if power > 0 else part / factor if power < 0 else part
-    return torch.cat([part.reshape(*lead, -1) for part in parts.values()], dim=-1)
+    return torch.cat([part.flatten(len(lead)) for part in parts.values()], dim=-1)
 
 
 def interpolate(theta_1: Tensor, theta_2: Tensor, t: Tensor | float) -> Tensor:

@@ -162,6 +162,8 @@ def test_permuted_and_rescaled_units_compute_the_same(layer, bias, seeded):
         module, other, order.argsort().tolist(), layer, 1 / scale[:, order.argsort()]
     )
     torch.testing.assert_close(back, thetas)
+    none = permute_units(module, thetas[:0], order.tolist(), layer)
+    assert none.shape == thetas[:0].shape, "a stack of no networks stays one"
     alone = permute_units(module, thetas[0], order.tolist(), layer, scale[0])
     assert torch.equal(alone, other[0])
 

@@ -404,7 +404,40 @@ def layout(device: str) -> list[dict]:
     return [row | {"ratio": rows[0]["s"] / row["s"]} for row in rows]
 
 
+def neighbours(device: str) -> list[dict]:
+    """10. Other methods between the same networks: ratios to DSS with running means, by pair."""
+    from dss.geometry.neighbours import auto_neb, bezier
+
+    task, L0, n_pairs = dss.digits(network="mlp").to(device), 0.2, 8
+    methods = {
+        "DSS, averaged": (dss.find_string, {"method": "averaged"}),
+        "DSS, paper": (dss.find_string, dict(task.settings)),
+        "Bezier": (bezier, {"lr": 0.2}),
+        "Bezier, averaged": (bezier, {"lr": 0.2, "averaged": True}),
+        "AutoNEB": (auto_neb, {"lr": 0.05}),
+    }
+    ends = dss.train_endpoints(task, 2 * n_pairs, [L0], seeded(), **task.train_settings).thetas[0]
+    rows = []
+    for pair in range(n_pairs):  # the machine's speed drifts, so that methods take turns
+        for method, (find, options) in methods.items():
+            begun = time.perf_counter()
+            path = find(task, *ends[2 * pair : 2 * pair + 2], L0, generator=seeded(), **options)
+            spent = {"gradients": path.gradient_steps, "passes": path.forward_passes}
+            spent["seconds"] = time.perf_counter() - begun
+            rows.append({"pair": pair, "method": method, "connected": path.connected} | spent)
+    table = pd.DataFrame(rows).set_index("pair")
+    ours = table[table.method == "DSS, averaged"]
+    result = []
+    for method, of_method in table.groupby("method", sort=False):
+        row = {"method": method, "connected": int(of_method.connected.sum())}
+        for name in ("gradients", "passes", "seconds"):
+            row[f"{name}_ratio"] = float((of_method[name] / ours[name]).median())
+        result.append(row)
+    return result
+
+
 SECTIONS = (pairs, shares, settings, growth, parameters, memory, roofline, chunks, layout)
+SECTIONS += (neighbours,)
 
 
 def main() -> None:

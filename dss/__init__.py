@@ -15,6 +15,7 @@ HOMES = {
     "batch_statistics": "networks.batchnorm",
     "certify": "proofs.certify",
     "certify_strings": "proofs.certify",
+    "cifar10": "tasks",
     "compare_paths": "curve",
     "digits": "tasks",
     "find_string": "sampling",

@@ -35,6 +35,13 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
+class Dataset(StrEnum):
+    """Which images are fetched."""
+
+    mnist = "mnist"
+    cifar10 = "cifar10"
+
+
 Names = Annotated[list[str] | None, typer.Argument(help="Notebooks; all by default.")]
 OnDevice = Annotated[Device, typer.Option(help="auto takes CUDA if there is.")]
 CellTimeout = Annotated[int | None, typer.Option(help="Seconds for one cell.")]
@@ -44,12 +51,20 @@ SECONDS_TO_ANSWER = 10  # after which a scheduler that says nothing counts as no
 
 
 @app.command()
-def data() -> None:
-    """Fetch MNIST into data/ and check it byte for byte."""
+def data(
+    name: Annotated[Dataset, typer.Argument(help="Which images.")] = Dataset.mnist,
+) -> None:
+    """Fetch MNIST or CIFAR-10 into data/ and check it byte for byte."""
+    from dss.cifar import ensure_cifar10
     from dss.data import ensure_mnist
 
     with errors_told():
-        typer.echo(f"MNIST is complete in {ensure_mnist()}")
+        if name is Dataset.mnist:
+            typer.echo(f"MNIST is complete in {ensure_mnist()}")
+        else:
+            source = ensure_cifar10()
+            typer.echo(f"CIFAR-10 ({source.kind}) is complete in {source.path}")
+            typer.echo(f"sha256 {source.sha256}")
 
 
 @app.command()

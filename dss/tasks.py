@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dss.checks import check_flag, check_whole, lookup, numbers_of, short
+from dss.cifar import load_cifar10
 from dss.data import load_digits, load_mnist, polynomial_samples
 from dss.networks.architectures import (
     authors_cnn,
@@ -16,9 +17,11 @@ from dss.networks.architectures import (
     draw,
     image_mlp,
     mlp,
+    resnet,
     small_cnn,
     uniform,
 )
+from dss.networks.batchnorm import batch_statistics
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode
 from dss.task import Landscape, Task
@@ -81,6 +84,11 @@ MOST_NUMBERS, MOST_WIDE = 10**8, 10**5
 
 # Of images: networks by name, and the metric that each choice stands for.
 NETWORKS = {"cnn": small_cnn, "mlp": image_mlp}
+COLOUR_NETWORKS = {
+    "cnn": lambda: small_cnn(32, 3),
+    "resnet8": lambda: batch_statistics(resnet(1)),
+    "resnet20": lambda: batch_statistics(resnet(3)),
+}
 IMAGE_METRICS = {"loss": "cross_entropy", "error": "error"}
 
 
@@ -227,6 +235,49 @@ def digits(
         ValueError: an unknown name, or n_eval outside [1, 500].
     """
     return _classification("digits", load_digits, network, metric, n_eval, preset)
+
+
+@in_usual_mode
+def cifar10(
+    network: str = "cnn",
+    metric: str = "loss",
+    n_train: int | None = None,
+    n_eval: int | None = None,
+) -> Task:
+    """Colour images of ten classes, fetched and checked by `dss.cifar.ensure_cifar10`.
+
+    Args:
+        network: `"cnn"` (conv 5x5-8 and 5x5-8 with stride 2, 10; 7,346 parameters), `"resnet8"` or
+            `"resnet20"` (He et al. 2016; 75,290 and 269,722 parameters).  BatchNorm takes the
+            statistics of its batch: of the training batch where networks descend, and of the whole
+            evaluation set where losses are measured, which is then one batch.
+        metric: as in `mnist`.
+        n_train: training images; all 50,000 by default.
+        n_eval: the evaluation set is the first `n_eval` test images; 1,000 by default.
+
+    Returns:
+        The task; its name ends with `(jpeg)` where the images are copies with loss.
+
+    Raises:
+        TypeError, ValueError: an unknown name, or n_train or n_eval out of range.
+        RuntimeError: the data cannot be had.
+    """
+    build = lookup(COLOUR_NETWORKS, network, "network")
+    metric_name = lookup(IMAGE_METRICS, metric, "metric")
+    splits, source = load_cifar10(n_train, 1_000 if n_eval is None else n_eval)
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = build()
+    settings = IMAGE_SETTINGS[None]
+    return Task.from_module(
+        module,
+        "cross_entropy",
+        *splits,
+        metric=metric_name,
+        batch_size=settings["batch_size"],
+        eval_chunk=500 if network == "cnn" else None,
+        name=f"cifar10 {network} {metric_name}" + (" (jpeg)" if source.kind == "jpeg" else ""),
+        settings=settings,
+    )
 
 
 @in_usual_mode

@@ -349,6 +349,11 @@ TABLE = {
     ),
     "mnist": (alone(dss.mnist), IMAGES | {"n_eval": [math.nan, 10**26, "x", True]}),
     "digits": (alone(dss.digits), IMAGES),
+    "cifar10": (
+        alone(dss.cifar10),
+        {name: bad for name, bad in IMAGES.items() if name != "preset"}
+        | {"n_train": [*NO_COUNT, 50_001, "x", True, []]},
+    ),
     "landscape": (
         alone(dss.landscape, function=lambda theta: theta.sum(-1), dim=2),
         {"dim": NO_COUNT + TOO_MANY + NO_NUMBER}

@@ -23,20 +23,52 @@ def image_mlp(side: int) -> nn.Sequential:
     return nn.Sequential(nn.Flatten(), *mlp([side * side, 32, 32, 10]))
 
 
-def small_cnn(side: int) -> nn.Sequential:
+def small_cnn(side: int, n_channels: int = 1) -> nn.Sequential:
     """Two convolutions 5x5 with 8 channels and stride 2, and a linear layer to 10 classes."""
 
     def halve(n: int) -> int:
         return (n - 5 + 2 * 2) // 2 + 1
 
     return nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2, padding=2),
+        nn.Conv2d(n_channels, 8, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Conv2d(8, 8, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(8 * halve(halve(side)) ** 2, 10),
     )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions 3x3 with BatchNorm beside an identity, which new channels enter as zeros."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
+        self.norm_1 = nn.BatchNorm2d(n_out)
+        self.conv_2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
+        self.norm_2 = nn.BatchNorm2d(n_out)
+        self.stride, self.n_new = stride, n_out - n_in
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm_1(self.conv_1(x)))
+        h = self.norm_2(self.conv_2(h))
+        x = x[:, :, :: self.stride, :: self.stride]
+        return torch.relu(h + nn.functional.pad(x, (0, 0, 0, 0, 0, self.n_new)))
+
+
+def resnet(n_blocks: int, n_channels: int = 3) -> nn.Sequential:
+    """The ResNet of depth 6 n + 2 for small images, with n blocks of 16, 32 and 64 channels each.
+
+    Source: He et al., Deep Residual Learning for Image Recognition (2016), Sec. 4.2.
+    """
+    layers = [nn.Conv2d(n_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    before = 16
+    for width in (16, 32, 64):
+        for k in range(n_blocks):
+            layers.append(ResidualBlock(before, width, 2 if k == 0 and width > 16 else 1))
+            before = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
 class Dropout(nn.Module):

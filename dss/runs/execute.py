@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dss.checks import lookup
+from dss.cifar import ensure_cifar10
 from dss.data import ensure_mnist
 from dss.given import json_from, manifest_from
 from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
@@ -23,7 +24,7 @@ ENGINE = "dss"  # of papermill: its own, with a call after each cell
 # Folders that hold the connection file of a kernel which runs now.
 _connections: set[str] = set()
 # What a notebook can say in its metadata that it cannot begin without.
-DATA = {"mnist": ensure_mnist}
+DATA = {"mnist": ensure_mnist, "cifar10": ensure_cifar10}
 
 
 def fetch_data(notebooks: Iterable[Path]) -> None:

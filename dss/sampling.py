@@ -7,13 +7,14 @@ segments of all pairs.
 
 import inspect
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dss import apart, averaged
 from dss.checkpoint import fingerprint, load_state, save_state
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
+
+Network = nn.Module | Mapping | str | Path  # what `Task.theta` takes
 
 # What a method takes where the caller says nothing.
 DEFAULTS = {
@@ -406,22 +409,30 @@ def Gamma_tilde_of_pairs(largest: Tensor, pair: Tensor, grid_max: Tensor) -> Ten
     return largest.scatter_reduce(0, pair, grid_max, "amax")
 
 
-def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **arguments) -> String:
+def find_string(
+    task: Task, theta_1: Tensor | Network, theta_2: Tensor | Network, L0: float, **arguments
+) -> String:
     """Search a path of low loss between two networks: `find_strings` for one pair.
 
     Args:
         task, L0, arguments: as in `find_strings`.
-        theta_1, theta_2: `(P,)`, as is a first_bead.
+        theta_1, theta_2: `(P,)`, as is a first_bead; or what `task.theta` takes: networks,
+            state_dicts, files.
 
     Returns:
         The string; look at its `status` before anything else.
 
     Raises:
-        TypeError, ValueError: as in `find_strings`; ValueError too for an endpoint above L0.
+        TypeError, ValueError: as in `find_strings` and `Task.theta`; ValueError too for an endpoint
+            above L0.
+        OSError: there is no such file.
 
     Paper: Sec. II.B.
     """
     check_task(task)
+    theta_1, theta_2 = (
+        _theta_of(task, theta, name) for name, theta in (("theta_1", theta_1), ("theta_2", theta_2))
+    )
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
     if arguments.get("first_bead") is not None:
@@ -431,6 +442,16 @@ def find_string(task: Task, theta_1: Tensor, theta_2: Tensor, L0: float, **argum
     if string.status is Status.ENDPOINT_ABOVE_L0:
         raise ValueError(f"{string.detail}; what helps: {string.status.advice}")
     return string
+
+
+def _theta_of(task: Task, theta: Tensor | Network, name: str) -> Tensor:
+    """The flat vector of a network; what is no network stays, and is refused by `check_theta`."""
+    if not isinstance(theta, Network):
+        return theta
+    try:
+        return task.theta(theta)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from error
 
 
 def _leave_stationary(search: Search, beads, left, right, generator) -> Tensor:

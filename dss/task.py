@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,17 @@ from dss.networks.accept import (
     with_layers_apart,
 )
 from dss.networks.architectures import reset_parameters_of
+from dss.networks.brought import (
+    TRAINABLE,
+    check_layers,
+    check_lower_is_better,
+    drawn_by,
+    freeze,
+    named_loss,
+    network_of,
+    theta_by_name,
+    weights_of,
+)
 from dss.networks.losses import LOSSES
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode, usual
@@ -37,7 +49,7 @@ from dss.networks.stacks import (
     stacked_losses,
     stacked_outputs,
 )
-from dss.theta import interpolate, shapes_of
+from dss.theta import interpolate, shapes_of, unflatten
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +125,53 @@ class Task:
         n = self.budget.check_room(n, "n", self.dtype)
         generator = check_generator(generator)
         return self.init_function(n, generator).to(self.device, self.dtype)
+
+    def theta(self, source: nn.Module | Mapping[str, Tensor] | str | Path) -> Tensor:
+        """The flat vector of a network, whose tensors are found by name.
+
+        Args:
+            source: a network like that of the task, its state_dict, or a file that holds one
+                (`.safetensors`, or written by `torch.save`).
+
+        Returns:
+            theta `(P,)` in the task's dtype, on its device.
+
+        Raises:
+            TypeError: none of these.
+            ValueError: the task is a landscape; a tensor is missing, unknown or of another shape;
+                what is constant in the task has other values; a layer is another; or a file is none
+                of these.
+            OSError: there is no such file.
+        """
+        if self.module is None:
+            raise ValueError(f"{self.name} has no module; its flat vectors are its own")
+        module = getattr(self.module, "without_reference", self.module)
+        weights = weights_of(source)
+        if isinstance(source, nn.Module):
+            check_layers(module, source)
+        return theta_by_name(module, weights).to(self.device, self.dtype)
+
+    def network(self, theta: Tensor) -> nn.Module:
+        """A network of one's own, with the parameters of a flat vector: a bead, to be used.
+
+        Args:
+            theta: `(P,)`.
+
+        Returns:
+            A copy of the task's module in evaluation mode, its parameters trainable.  BatchNorm
+            takes the statistics that it takes in the task.
+
+        Raises:
+            TypeError, ValueError: theta is no such vector, or the task is a landscape.
+        """
+        if self.module is None:
+            raise ValueError(f"{self.name} has no module")
+        theta = check_theta(theta, "theta", (self.n_params,)).to(self.device)
+        network = copy.deepcopy(self.module).to(theta.dtype)
+        with torch.no_grad():
+            for name, value in unflatten(theta, shapes_of(network)).items():
+                network.get_parameter(name).copy_(value)
+        return network.eval()
 
     @in_usual_mode
     def losses(self, thetas: Tensor, split: str = "test") -> Tensor:
@@ -321,7 +380,7 @@ class Task:
     @in_usual_mode
     def from_module(
         cls,
-        module: nn.Module,
+        module: nn.Module | Callable[[], nn.Module],
         loss: str | Callable,
         train: tuple[Tensor, Tensor],
         test: tuple[Tensor, Tensor],
@@ -331,14 +390,18 @@ class Task:
         eval_chunk: int | None = None,
         name: str | None = None,
         settings: Mapping | None = None,
+        trainable: str = "all",
+        output: Callable | None = None,
     ) -> "Task":
         """A task from any network.
 
         Args:
             module: takes x `(B, ...)` and returns outputs `(B, ...)`.  It is copied.  Its buffers
-                serve all networks of the task.
+                serve all networks of the task.  Or a function without arguments that returns such
+                a network: `init` then draws what it draws.
             loss: what training descends: a name from `LOSSES`, or a function of (output, y) that
-                returns the mean over the batch as a scalar.
+                returns the mean over the batch as a scalar.  `nn.CrossEntropyLoss()`,
+                `nn.MSELoss()` and `nn.L1Loss()` count as their names.
             train, test: pairs (x, y) of tensors with the same number of samples.
             metric: what L0 is measured in, given like `loss`; the loss by default.
             init: draws `(n, P)` from (n, generator); by default every layer's own
@@ -348,6 +411,11 @@ class Task:
                 a metric that is a mean over samples.  None: all at once.
             name: by default the class of the module.
             settings: keyword arguments for `find_strings` to keep with the task.
+            trainable: `"all"`, or `"requires_grad"`: theta holds those parameters that require a
+                gradient, and all others are constants of the task (adapters, probes).  Flat vectors
+                of a network come from `task.theta`, which compares the constants; `dss.flatten`
+                would take them along.
+            output: takes the tensor `(B, ...)` out of what the network returns, a tuple say.
 
         Raises:
             TypeError: no module; a sample is no pair of tensors, or is of integers where floats
@@ -359,11 +427,17 @@ class Task:
                 or each other or hold NaN, inf or a label that is no class, no parameters, or a
                 batch_size below 1.
         """
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module is a {type(module).__name__}; a torch.nn.Module is needed")
+        is_adapter = lookup(TRAINABLE, trainable, "trainable")
+        module, factory = network_of(module)
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
-        check_module(module, eval_chunk)
+        check_module(module, eval_chunk, is_adapter)
         module = with_layers_apart(module)
+        if is_adapter:
+            freeze(module)
+        if output is not None:
+            if not callable(output):
+                raise TypeError(f"output is {short(output)}; a function is needed")
+            module.register_forward_hook(lambda network, x, found: output(found))
         shapes = shapes_of(module)
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:
@@ -374,7 +448,9 @@ class Task:
         )
         if init is not None and not callable(init):
             raise TypeError(f"init is {short(init)}; a function of (n, generator) is needed")
-        metric = loss if metric is None else metric
+        loss = named_loss(loss)
+        metric = loss if metric is None else named_loss(metric)
+        check_lower_is_better(metric)
         named = (("loss", loss), ("metric", metric))
         functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
         first, splits = next(module.parameters()), {}
@@ -387,7 +463,12 @@ class Task:
             n_params=n_params,
             metric=_name_of(metric),
             loss=_name_of(loss),
-            init_function=init or partial(reset_parameters_of, module),
+            init_function=init
+            or (
+                drawn_by(factory, lambda p: p.requires_grad or not is_adapter)
+                if factory
+                else partial(reset_parameters_of, module)
+            ),
             budget=Budget(
                 n_params,
                 first.device,

@@ -48,7 +48,9 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
     return module
 
 
-def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
+def check_module(
+    module: nn.Module, eval_chunk: int | None = None, may_be_frozen: bool = False
+) -> None:
     """Refuse layers whose output is not a function of the interpolated parameters alone."""
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
         raise ValueError(f"{type(module).__name__} runs copies of a network; pass module.module")
@@ -57,10 +59,10 @@ def check_module(module: nn.Module, eval_chunk: int | None = None) -> None:
     check_sizes(module)
     _check_tensors(module)
     frozen = [name for name, p in module.named_parameters() if not p.requires_grad]
-    if 0 < len(frozen) < len(list(module.parameters())):
+    if not may_be_frozen and 0 < len(frozen) < len(list(module.parameters())):
         raise ValueError(
             f"parameter {frozen[0]!r} is frozen and others are not, but beads descend in all of "
-            "them; call module.requires_grad_(True), or register what is to stay as buffers"
+            "them; give trainable='requires_grad', or call module.requires_grad_(True)"
         )
     layers = set(module.modules())
     for name, layer in module.named_modules():
@@ -212,6 +214,12 @@ def run_samples(
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
+        if output is not None and not _is(output):
+            raise TypeError(
+                f"the network returns a {type(output).__name__}, which the loss cannot take "
+                f"({error}); pass output=, a function that takes the tensor out of it: "
+                "lambda o: o[0], or lambda o: o.logits"
+            ) from error
         if _is(output):
             check_labels(split, loss, output, y)
         for name, v in (("x", x), ("y", y)):

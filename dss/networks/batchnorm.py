@@ -103,6 +103,11 @@ class _Beside(nn.Module):
         self.module, self.rows = module, rows
         self.register_buffer("x", usual(x))
 
+    @property
+    def without_reference(self) -> nn.Module:
+        """The network itself, whose names are those of the one that was given."""
+        return self.module
+
     def forward(self, x: Tensor) -> Tensor:
         self.rows["all"] = len(self.x) + len(x)
         return self.module(torch.cat([self.x.to(x.dtype), x]))[len(self.x) :]

@@ -61,7 +61,8 @@ def plain_layers(module: nn.Module) -> list[nn.Module]:
     """The layers of a plain sequence; none for a module that may do more than call them in turn.
 
     A subclass, a hook, a layer or a weight used twice, and parameters beside the layers do; so may
-    a layer whose parameters are not its weight and then its bias, as pruning leaves them.
+    a layer whose parameters are not its weight and then its bias, as pruning leaves them, or one
+    whose weight or bias is constant.
     """
     layers = list(module) if type(module) is nn.Sequential else []
     parameter_names = [[name for name, _ in layer.named_parameters()] for layer in layers]
@@ -70,6 +71,7 @@ def plain_layers(module: nn.Module) -> list[nn.Module]:
         not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
         and not any("forward" in vars(m) for m in module.modules())
         and all(names in ([], ["weight"], ["weight", "bias"]) for names in parameter_names)
+        and not any({"weight", "bias"} & set(layer._buffers) for layer in layers)
         and len({id(layer) for layer in layers}) == len(layers)
         and in_layers == [id(p) for p in module.parameters()]
     )

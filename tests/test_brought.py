@@ -1,0 +1,272 @@
+"""What people bring: networks, state_dicts and files by name, adapters, factories, outputs."""
+
+import copy
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+import dss
+from dss.networks.batchnorm import batch_statistics
+from dss.networks.losses import LOSSES
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(1))
+
+
+def plain():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+class Tied(nn.Module):
+    """An embedding of inputs by a matrix that also reads the outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = nn.Linear(6, 6, bias=False)
+        self.outside = nn.Linear(6, 6, bias=False)
+        self.outside.weight = self.inside.weight
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.outside(torch.relu(self.inside(x)))))
+
+
+class Features(nn.Module):
+    """Random Fourier features, which no training changes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("frequencies", torch.randn(6, 10))
+        self.last = nn.Linear(10, 3)
+
+    def forward(self, x):
+        return self.last(torch.cos(x @ self.frequencies))
+
+
+class Adapted(nn.Module):
+    """A frozen layer with an adapter of rank 2 (LoRA), and a head that is trained."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = copy.deepcopy(base).requires_grad_(False)
+        self.down, self.up = nn.Linear(6, 2, bias=False), nn.Linear(2, 8, bias=False)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.base(x) + self.up(self.down(x))))
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.last = nn.LSTM(2, 4, batch_first=True), nn.Linear(4, 3)
+        for p in self.lstm.parameters():
+            p.requires_grad_(False)
+
+    def forward(self, x):
+        return self.last(self.lstm(x.view(-1, 3, 2))[0][:, -1])
+
+
+def seeded_module(make, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def task_of(module, **options):
+    return dss.Task.from_module(module, "cross_entropy", (X, Y), (X, Y), **options)
+
+
+def plain_loss(network):
+    with torch.no_grad():
+        return float(F.cross_entropy(network(X), Y))
+
+
+@pytest.mark.parametrize("make", [plain, Tied], ids=["plain", "tied"])
+def test_a_network_is_found_by_name_whatever_its_order(make, tmp_path):
+    network = seeded_module(make, 1)
+    task = task_of(seeded_module(make, 2))
+    weights = network.state_dict()
+    backwards = dict(sorted(weights.items(), reverse=True))
+    if make is plain:
+        save_file(weights, tmp_path / "a.safetensors")
+    torch.save(weights, tmp_path / "a.pt")
+    torch.save({"epoch": 3, "model": backwards}, tmp_path / "checkpoint.pt")
+    wrapped = {f"module._orig_mod.{name}": v for name, v in weights.items()}
+    compiled = {f"_orig_mod.{name}": v for name, v in weights.items()}
+    parallel = {f"module.{name}": v for name, v in weights.items()}
+    with pytest.raises(ValueError, match="lacks"):
+        task.theta(wrapped)  # no wrapper that PyTorch makes in this order
+    sources = [network, weights, backwards, compiled, parallel, *sorted(tmp_path.iterdir())]
+    for source in sources:
+        theta = task.theta(source)
+        assert torch.equal(theta, dss.flatten(network))
+        assert float(task.losses(theta[None])) == pytest.approx(plain_loss(network), rel=1e-6)
+
+
+def test_other_networks_are_refused_by_name(tmp_path, ring):
+    task, weights = task_of(plain()), plain().state_dict()
+    wrong = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    for source, parts in (
+        ({name: v for name, v in weights.items() if name != "2.bias"}, "lacks '2.bias' and 0 more"),
+        (weights | {"3.weight": torch.zeros(1)}, "has '3.weight' and 0 more"),
+        (weights | {"0.bias": torch.zeros(9)}, r"'0.bias' has shape \(9,\), \(8,\) is needed"),
+        (wrong, r"layer '1' is Tanh\(\), that of the task is ReLU\(\)"),
+    ):
+        with pytest.raises(ValueError, match=parts):
+            task.theta(source)
+        with pytest.raises(ValueError, match=f"theta_2: .*{parts}"):
+            dss.find_string(task, weights, source, L0=9.0)
+    with pytest.raises(ValueError, match="ring has no module"):
+        ring.theta(plain())
+    with pytest.raises(TypeError, match="3 is no module"):
+        task.theta(3)
+    with pytest.raises(OSError):
+        task.theta(tmp_path / "gone.pt")
+    (tmp_path / "no.pt").write_text("hello")
+    with pytest.raises(ValueError, match="holds no state_dict"):
+        task.theta(tmp_path / "no.pt")
+
+
+def test_ties_and_buffers_are_compared():
+    task, other = task_of(Tied()), Tied().state_dict()
+    other["outside.weight"] = other["outside.weight"] + 1
+    with pytest.raises(ValueError, match="'outside.weight' is tied to 'inside.weight'"):
+        task.theta(other)
+    one, two = Features(), Features()
+    task = task_of(one)
+    with pytest.raises(ValueError, match="'frequencies' is constant in the task"):
+        task.theta(two)
+    two.frequencies.copy_(one.frequencies)
+    assert float(task.losses(task.theta(two)[None])) == pytest.approx(plain_loss(two), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adapter", "probe", "recurrent"])
+def test_frozen_parameters_are_constants(kind, seeded):
+    base = nn.Linear(6, 8)
+    makes = {"adapter": lambda: Adapted(base), "probe": plain, "recurrent": Recurrent}
+    network, other = (seeded_module(makes[kind], seed) for seed in (1, 2))
+    for module in (network, other):
+        if kind == "probe":
+            module[0].requires_grad_(False)
+    frozen = {n: p for n, p in network.named_parameters() if not p.requires_grad}
+    with torch.no_grad():
+        for name, p in frozen.items():
+            other.get_parameter(name).copy_(p)
+    with pytest.raises(ValueError, match="trainable='requires_grad'"):
+        task_of(network)
+    task = task_of(network, trainable="requires_grad", batch_size=20)
+    n_trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert task.n_params == n_trained < dss.flatten(network).numel()
+    for module in (network, other):
+        theta = task.theta(module)
+        assert float(task.losses(theta[None])) == pytest.approx(plain_loss(module), rel=1e-5)
+    L0 = 1.01 * max(plain_loss(network), plain_loss(other))
+    string = dss.find_string(task, network, other, L0, method="averaged", generator=seeded())
+    assert string.connected
+    for theta, loss in zip(string.thetas, task.losses(string.thetas), strict=True):
+        bead = task.network(theta)
+        assert plain_loss(bead) == pytest.approx(float(loss), rel=1e-5)
+        for name, p in frozen.items():
+            assert torch.equal(bead.state_dict()[name], p), "constants stay"
+    with torch.no_grad():
+        next(iter(frozen.values())).add_(1)
+    with pytest.raises(ValueError, match="is constant in the task"):
+        task.theta(network)
+
+
+def test_a_factory_draws_as_it_draws(seeded):
+    def make():
+        network = plain()
+        nn.init.normal_(network[0].weight, std=0.02)
+        return network
+
+    task = task_of(make)
+    thetas = task.init(50, seeded(3))
+    assert float(thetas[:, :48].std()) == pytest.approx(0.02, rel=0.1)
+    assert torch.equal(task.init(50, seeded(3)), thetas)
+    assert torch.equal(task.init(2, seeded(3)), thetas[:2]), "network i does not depend on n"
+    assert not torch.equal(thetas[0], thetas[1])
+    for wrong, parts in ((lambda: 3, "returns a int"), (nn.Linear, "without arguments")):
+        with pytest.raises(TypeError, match=parts):
+            task_of(wrong)
+
+
+Answer = namedtuple("Answer", "hidden logits")
+OUTPUTS = {
+    "tuple": (lambda y: (y, 0), lambda o: o[0]),
+    "dict": (lambda y: {"logits": y}, lambda o: o["logits"]),
+    "fields": (lambda y: Answer(0, y), lambda o: o.logits),
+}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_outputs_that_are_no_tensor(kind, seeded):
+    wrap, unwrap = OUTPUTS[kind]
+
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain()
+
+        def forward(self, x):
+            return wrap(self.inner(x))
+
+    with pytest.raises(TypeError, match="pass output="):
+        task_of(Wrapped())
+    one, two = (seeded_module(Wrapped, seed) for seed in (1, 2))
+    task = task_of(one, output=unwrap)
+    losses = [plain_loss(network.inner) for network in (one, two)]
+    thetas = torch.stack([task.theta(one), task.theta(two)])
+    assert task.losses(thetas).tolist() == pytest.approx(losses, rel=1e-5)
+    string = dss.find_string(task, one, two, L0=1.05 * max(losses), generator=seeded())
+    assert string.connected
+    with pytest.raises(TypeError, match="output is 3"):
+        task_of(one, output=3)
+
+
+def test_losses_that_are_modules_are_known_by_name():
+    for loss, name in ((nn.CrossEntropyLoss(), "cross_entropy"), (nn.MSELoss(), "mse")):
+        y = Y if name == "cross_entropy" else torch.zeros(40, 3)
+        task = dss.Task.from_module(plain(), loss, (X, y), (X, y))
+        assert task.loss == task.metric == name and task.loss_function is LOSSES[name]
+    smooth = dss.Task.from_module(plain(), nn.CrossEntropyLoss(label_smoothing=0.1), (X, Y), (X, Y))
+    assert smooth.loss != "cross_entropy"
+    theta = dss.flatten(plain())[None]
+    assert float(smooth.losses(theta)) != pytest.approx(
+        float(task_of(plain()).losses(theta)), rel=1e-4
+    )
+
+
+def test_metrics_that_are_better_where_they_are_higher_are_refused():
+    def accuracy(output, y):
+        return (output.argmax(dim=1) == y).float().mean()
+
+    class Score(nn.Module):
+        higher_is_better = True
+
+        def forward(self, output, y):
+            return accuracy(output, y)
+
+    for metric in (accuracy, Score()):
+        with pytest.raises(ValueError, match="of which more is better"):
+            task_of(plain(), metric=metric)
+    assert task_of(plain(), metric=lambda o, y: 1 - accuracy(o, y)).metric == "<lambda>"
+
+
+@pytest.mark.parametrize("reference", [None, X], ids=["batch", "reference"])
+def test_a_network_with_batchnorm_comes_back(reference):
+    make = lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))  # noqa: E731
+    network = seeded_module(make, 1)
+    task = task_of(batch_statistics(network, reference))
+    theta = task.theta(network)
+    assert torch.equal(theta, dss.flatten(network)), "running statistics are left out"
+    assert torch.equal(task.theta(network.state_dict()), theta)
+    loss = float(task.losses(theta[None]))
+    assert plain_loss(task.network(theta)) == pytest.approx(loss, rel=1e-5)
+    with pytest.raises(ValueError, match="theta has shape"):
+        task.network(theta[:-1])

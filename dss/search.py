@@ -210,6 +210,7 @@ def strings_of(state: State, L0: Tensor, alpha: Tensor, slack: float, search: Se
             trace=state.trace[m],
             detail=state.detail[m],
             length_mask=search.task.length_mask,
+            task=search.task,
         )
         for m in range(len(L0))
     ]

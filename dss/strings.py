@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from dss.checks import (
     check_fields,
     check_rows,
     check_theta,
+    check_whole,
     is_number,
     is_whole,
     one_of,
@@ -27,6 +28,7 @@ from dss.theta import normalized_length
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
 STRING_FORMAT = "dss-string-1"
 
@@ -82,6 +84,7 @@ class String:
             that was measured, on half of the grid where a segment was split.
         detail: what else there is to say of the status; may be empty.
         length_mask: `(P,)` bool, the parameters that count in the length; None: all.
+        task: on which it was found; None for a string that was read from a file.
 
     Paper: Sec. II.B, Eq. (4).
     """
@@ -96,6 +99,7 @@ class String:
     trace: list[dict] = field(default_factory=list, repr=False)
     detail: str = ""
     length_mask: Tensor | None = field(default=None, repr=False)
+    task: Any = field(default=None, repr=False)  # a Task, which is built on other floors
 
     def __post_init__(self):
         object.__setattr__(self, "status", Status(self.status))
@@ -152,6 +156,22 @@ class String:
 
         frame = pd.DataFrame(self.trace, columns=list(TRACE))
         return frame.assign(L0=self.L0, alpha=self.alpha, status=self.status.value)
+
+    def module(self, i: int) -> "nn.Module":
+        """Network i of the string, from 0 to K - 1, as a module of its own (`Task.network`).
+
+        Raises:
+            TypeError: i is no whole number.
+            ValueError: there is no such network, or the string does not know its task: one that
+                was read from a file; use `task.network(string.thetas[i])`.
+        """
+        i = check_whole(i, "i", 0, len(self.thetas) - 1)
+        if self.task is None:
+            raise ValueError(
+                "the string was read from a file and does not know its task; use "
+                "task.network(string.thetas[i])"
+            )
+        return self.task.network(self.thetas[i])
 
     def save(self, path: str | Path) -> Path:
         """Write the string to one safetensors file with JSON metadata, bit for bit.

@@ -234,5 +234,6 @@ def offered(
             trace=trace,
             detail=f"{OFFERED} {string.L0:.6g}",
             length_mask=task.length_mask,
+            task=task,
         )
     return found

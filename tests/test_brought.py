@@ -169,7 +169,7 @@ def test_frozen_parameters_are_constants(kind, seeded):
     string = dss.find_string(task, network, other, L0, method="averaged", generator=seeded())
     assert string.connected
     for theta, loss in zip(string.thetas, task.losses(string.thetas), strict=True):
-        bead = task.network(theta)
+        bead = string.module(0) if torch.equal(theta, string.thetas[0]) else task.network(theta)
         assert plain_loss(bead) == pytest.approx(float(loss), rel=1e-5)
         for name, p in frozen.items():
             assert torch.equal(bead.state_dict()[name], p), "constants stay"
@@ -177,6 +177,24 @@ def test_frozen_parameters_are_constants(kind, seeded):
         next(iter(frozen.values())).add_(1)
     with pytest.raises(ValueError, match="is constant in the task"):
         task.theta(network)
+
+
+def test_a_bead_becomes_a_network_again(seeded, tmp_path):
+    one, two = (seeded_module(Tied, seed) for seed in (1, 2))
+    L0 = 1.02 * max(plain_loss(one), plain_loss(two))
+    string = dss.find_string(task_of(one), one, two, L0, generator=seeded())
+    for i, theta in enumerate(string.thetas):
+        network = string.module(i)
+        assert torch.equal(dss.flatten(network), theta) and not network.training
+        assert network.outside.weight is network.inside.weight, "ties stay"
+        assert plain_loss(network) <= L0 * 1.00001
+    tight = dss.tighten(string.task, string)
+    assert torch.equal(dss.flatten(tight.module(0)), string.thetas[0])
+    with pytest.raises(ValueError, match="i is 99"):
+        string.module(99)
+    loaded = dss.String.load(string.save(tmp_path / "s.safetensors"))
+    with pytest.raises(ValueError, match="does not know its task"):
+        loaded.module(0)
 
 
 def test_a_factory_draws_as_it_draws(seeded):

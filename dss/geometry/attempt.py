@@ -224,4 +224,5 @@ def string_of(pair: Pair, n_t: int, found: Found, trace: list[dict], test: Calla
         trace=[*trace[:-1], last],
         detail=found.detail(pair.L0),
         length_mask=pair.task.length_mask,
+        task=pair.task,
     )

@@ -122,6 +122,7 @@ class Curve:
             trace=[row],
             detail=f"{n} chords of a curve" + (f"; {self.detail}" if self.detail else ""),
             length_mask=self.length_mask,
+            task=task,
         )
 
     @property

@@ -448,15 +448,17 @@ class Task:
         )
         if init is not None and not callable(init):
             raise TypeError(f"init is {short(init)}; a function of (n, generator) is needed")
-        loss = named_loss(loss)
-        metric = loss if metric is None else named_loss(metric)
+        metric = loss if metric is None else metric
         check_lower_is_better(metric)
+        given = loss, metric  # as modules they may ignore a label
+        loss, metric = map(named_loss, given)
         named = (("loss", loss), ("metric", metric))
         functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
         first, splits = next(module.parameters()), {}
         for split, sample in (("train", train), ("test", test)):
             splits[split] = x, y = check_split(split, sample, first.dtype)
-            for function, descends in zip(functions, (True, False), strict=True):
+            checked = [g if callable(g) else f for g, f in zip(given, functions, strict=True)]
+            for function, descends in zip(checked, (True, False), strict=True):
                 n_activations, n_fixed = run_samples(module, function, x, y, split, descends)
         return cls(
             name=name or type(module).__name__,

@@ -9,13 +9,17 @@ from dss import provenance
 MODULES = provenance.module_files()
 
 
+BINARY = ("Image", "tarfile")  # their open() reads bytes
+
+
 def without_encoding(source):
     """Lines of calls that open text and name no encoding."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             modes = [a.value for a in node.args if isinstance(a, ast.Constant)]
-            is_binary = any(isinstance(m, str) and "b" in m for m in modes if name == "open")
+            is_binary = getattr(getattr(node.func, "value", None), "id", "") in BINARY
+            is_binary |= any(isinstance(m, str) and "b" in m for m in modes if name == "open")
             if name in ("read_text", "write_text", "open") and not is_binary:
                 if "encoding" not in {k.arg for k in node.keywords}:
                     yield node.lineno

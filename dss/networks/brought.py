@@ -80,7 +80,7 @@ def check_lower_is_better(metric: str | Callable) -> None:
     Raises:
         ValueError: it says so itself (`higher_is_better`), or its name is known.
     """
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", "")
+    name = getattr(metric, "__name__", "")
     words = name.lower().split("_")
     if getattr(metric, "higher_is_better", False) or any(w in HIGHER_IS_BETTER for w in words):
         raise ValueError(

@@ -246,6 +246,7 @@ def summit_of(gamma: Tensor, t: Tensor) -> Tensor:
 
 
 def grid_of(n_t: int) -> Tensor:
+    """`linspace(0, 1, n_t)`, `(n_t,)` float64; ValueError for fewer than 3 points."""
     return torch.linspace(0, 1, check_grid(n_t), dtype=torch.float64)
 
 

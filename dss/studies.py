@@ -150,9 +150,11 @@ def descending_study(
         descent = {"generator": generator, "checkpoint": checkpoint(f"{pieces[k]}.ends")} | training
         return train_to(task, thetas, L0[k], **descent)
 
-    def search(k: int, thetas: torch.Tensor) -> list[String]:
-        given = {"generator": generator, "checkpoint": checkpoint(pieces[k])} | options
-        return find_strings(task, thetas[::2], thetas[1::2], L0[k], **given)
+    def search(k: int, pairs: list[int]) -> list[String]:
+        given = {"generator": generator, "checkpoint": checkpoint(pieces[k])}
+        given |= _of_pairs(options, pairs)
+        both = ends[k].thetas.unflatten(0, (n_pairs, 2))[pairs].unbind(dim=1)
+        return find_strings(task, *both, L0[k], **given)
 
     ends, strings = [], {}
     thetas = task.init(2 * n_pairs, generator)
@@ -160,13 +162,11 @@ def descending_study(
         ends.append(train(k, thetas))
         thetas = ends[k].thetas
         if not offer:
-            strings[k] = search(k, thetas)
+            strings[k] = search(k, list(range(n_pairs)))
     for k in reversed(range(len(L0)) if offer else []):
-        thetas = ends[k].thetas
-        known = offered(task, strings.get(k + 1, []), thetas, L0[k], options)
+        known = offered(task, strings.get(k + 1, []), ends[k].thetas, L0[k], options)
         asked = [m for m in range(n_pairs) if m not in known]
-        rows = torch.tensor([[2 * m, 2 * m + 1] for m in asked], dtype=torch.int64).reshape(-1)
-        found = search(k, thetas[rows]) if asked else []
+        found = search(k, asked) if asked else []
         strings[k] = [(known | dict(zip(asked, found, strict=True)))[m] for m in range(n_pairs)]
     rows = []
     for k, of_ends in enumerate(ends):
@@ -179,6 +179,15 @@ def descending_study(
     return [string for k in range(len(L0)) for string in strings[k]], pd.DataFrame(rows)
 
 
+def _of_pairs(options: Mapping, pairs: list[int]) -> dict:
+    """The options of some pairs: an alpha or a first bead may be given for each pair."""
+    several = {"alpha": 1, "first_bead": 2}  # with so many dimensions
+    return {
+        name: v[pairs] if isinstance(v, torch.Tensor) and v.dim() == several.get(name) else v
+        for name, v in options.items()
+    }
+
+
 def offered(
     task: Task, lower: list[String], thetas: torch.Tensor, L0: float, options: Mapping
 ) -> dict[int, String]:
@@ -186,7 +195,8 @@ def offered(
 
     The networks at both thresholds are those of one descent.  The beads of the lower string are
     tried between the networks at the higher one, first alone, then with the ends of the lower
-    string among them.  Where the straight line is low there is nothing to offer.
+    string among them.  Where the straight line is low there is nothing to offer.  Forward passes
+    of an offer that is not taken are in no trace.
 
     Args:
         task: as in `find_strings`.
@@ -200,9 +210,8 @@ def offered(
     """
     n_t, slack = options.get("n_t", 33), float(options.get("slack", 1.0))
     limit = slack * L0 * (1 + rounding(thetas.dtype))
-    alpha = with_defaults(
-        task, options.get("method", "paper"), options.get("alpha"), None, None, {}
-    )
+    given = options.get("method", "paper"), options.get("alpha"), None, None
+    alpha = per_pair(with_defaults(task, *given, {})[0], len(thetas) // 2, "alpha")
     found = {}
     for m, string in enumerate(lower):
         theta_1, theta_2 = thetas[2 * m : 2 * m + 1], thetas[2 * m + 1 : 2 * m + 2]
@@ -227,7 +236,7 @@ def offered(
             thetas=chain,
             status=Status.CONNECTED,
             L0=L0,
-            alpha=float(per_pair(alpha[0], 1, "alpha")),
+            alpha=float(alpha[m]),
             slack=slack,
             n_t=n_t,
             Gamma_tilde=trace[-1]["Gamma_tilde"],

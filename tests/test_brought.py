@@ -275,6 +275,11 @@ def test_metrics_that_are_better_where_they_are_higher_are_refused():
             task_of(plain(), metric=metric)
     assert task_of(plain(), metric=lambda o, y: 1 - accuracy(o, y)).metric == "<lambda>"
 
+    def one_minus_accuracy(output, y):
+        return 1 - accuracy(output, y)
+
+    assert task_of(plain(), metric=one_minus_accuracy).metric == "one_minus_accuracy"
+
 
 @pytest.mark.parametrize("reference", [None, X], ids=["batch", "reference"])
 def test_a_network_with_batchnorm_comes_back(reference):

@@ -71,6 +71,15 @@ def test_a_string_of_a_low_threshold_serves_the_higher_ones(quad64, seeded, tmp_
     pd.testing.assert_frame_equal(table, by_offer)
 
 
+def test_offers_keep_what_is_given_pair_by_pair(quad64, seeded):
+    alpha = torch.tensor([0.5, 0.6, 0.7, 0.8, 0.9, 0.95], dtype=torch.float64)
+    options = OPTIONS | {"max_steps": 3000, "max_depth": 8, "patience": 1000, "alpha": alpha}
+    options["first_bead"] = quad64.init(6, seeded(9))
+    strings, table = descending_study(quad64, [0.05, 0.02], 6, seeded(3), offer=True, **options)
+    assert 0 < table.offered.sum() < 6
+    assert [s.alpha for s in strings] == 2 * alpha.tolist()
+
+
 def test_networks_that_do_not_get_there_are_counted(quad64, seeded):
     options = OPTIONS | {"max_steps": 1}
     strings, table = descending_study(quad64, [1e-6], 3, seeded(), **options)

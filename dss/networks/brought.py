@@ -16,6 +16,7 @@ RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 # Losses as modules that stand for a name, when they are as PyTorch makes them.
 KNOWN = {"mse": nn.MSELoss, "mae": nn.L1Loss, "cross_entropy": nn.CrossEntropyLoss}
 # Names of metrics of which more is better.
+LOWER_IS_BETTER = ("error", "loss", "minus", "negative", "inverse")  # these turn it round
 HIGHER_IS_BETTER = ("accuracy", "acc", "f1", "auc", "auroc", "precision", "recall", "r2", "bleu")
 
 
@@ -81,8 +82,9 @@ def check_lower_is_better(metric: str | Callable) -> None:
         ValueError: it says so itself (`higher_is_better`), or its name is known.
     """
     name = getattr(metric, "__name__", "")
-    words = name.lower().split("_")
-    if getattr(metric, "higher_is_better", False) or any(w in HIGHER_IS_BETTER for w in words):
+    words = set(name.lower().split("_"))
+    is_named = words & set(HIGHER_IS_BETTER) and not words & set(LOWER_IS_BETTER)
+    if getattr(metric, "higher_is_better", False) or is_named:
         raise ValueError(
             f"metric is {name or type(metric).__name__}, of which more is better, but L0 bounds it "
             "from above; give what is to be small: 'error', or lambda output, y: 1 - ..."

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dss.averaged import COPIES
 from dss.descent import Training
+from dss.networks.samples import size_of
 from dss.search import Search, State
 from dss.task import Landscape, Task
 from dss.train import TRAINING_COPIES, steps_see_all, train_to
@@ -30,7 +31,7 @@ def company_matters(task: Task, training: Training, dtype: torch.dtype) -> bool:
     together, and every bit counts.
     """
     if not isinstance(task, Landscape):
-        n, n_eval = (len(task.splits[split][0]) for split in ("train", "test"))
+        n, n_eval = (size_of(task.splits[split]) for split in ("train", "test"))
         batch = n if steps_see_all(task, training.batch_size) else training.batch_size
         samples = batch or task.batch_size, min(task.eval_chunk or n_eval, n_eval)
         if all(task.budget.side_by_side(k, dtype) == 1 for k in samples):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dss.checks import Rule, check_fields, short
 from dss.files import check_target, load_tensors, save_tensors
+from dss.networks.samples import described, size_of
 from dss.provenance import source
 from dss.task import Task
 
@@ -44,13 +45,13 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     # Functions cannot be compared, but what they give can.
     generator = torch.Generator().manual_seed(0)
     probe = task.init(1, generator).to(task.device)
-    n = len(task.splits["train"][0]) if task.splits else 0
+    n = size_of(task.splits["train"]) if task.splits else 0
     batch = torch.arange(min(n, 100), device=task.device) if n else slice(None)
     values = {"source of dss": source(*modules_of(task)), "version of torch": torch.__version__}
     values |= {name: getattr(task, name) for name in TASK_SETTINGS}
     values |= {"device": task.device.type, "training batch": task.batch_size}
-    for split, pair in task.splits.items():
-        values |= {f"{split} {xy}": v for xy, v in zip("xy", pair, strict=True)}
+    for split, sample in task.splits.items():
+        values |= described(split, sample)
     values |= dict(call)
     values["module"] = str(task.module)
     values["loss of a network"] = task.losses(probe)

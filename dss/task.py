@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.data import DataLoader, Dataset
 
 from dss.checks import (
     check_generator,
@@ -41,6 +43,19 @@ from dss.networks.brought import (
 from dss.networks.losses import LOSSES
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode, usual
+from dss.networks.samples import (
+    READ,
+    Sample,
+    Streamed,
+    Tree,
+    held,
+    moved,
+    opened,
+    part_of,
+    sample_on,
+    seeded,
+    size_of,
+)
 from dss.networks.stacks import (
     can_be_stacked,
     losses_on_segments,
@@ -67,9 +82,11 @@ class Task:
         budget: what fits memory, and how many networks run side by side.
         module: the architecture; its own parameters are not used.  None for a landscape.
         loss_function, metric_function: map (output, y) to the mean over a batch.
-        splits: `train` and `test`, each a pair `(x, y)` on the task's device; empty for a
-            landscape.  `test` is chi, the fixed evaluation set of Sec. II.A.
+        splits: `train` and `test`, each a pair `(x, y)` on the task's device, or a dataset that is
+            read batch by batch; empty for a landscape.  `test` is chi, the fixed evaluation set of
+            Sec. II.A.
         noise: further arguments of the module in training, from (n, generator, device): dropout.
+        augment: changes the inputs of a training batch; None: they stay as they are.
         batch_size: samples per gradient step; None: the whole training sample.
         eval_chunk: samples per forward pass when losses are measured; None: all at once.
         settings: keyword arguments for `find_strings` that suit the task or its preset.
@@ -87,8 +104,9 @@ class Task:
     module: nn.Module | None = field(default=None, repr=False)
     loss_function: Callable | None = field(default=None, repr=False)
     metric_function: Callable | None = field(default=None, repr=False)
-    splits: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    splits: Mapping[str, Sample] = field(default_factory=dict, repr=False)
     noise: Callable | None = field(default=None, repr=False)
+    augment: Callable | None = field(default=None, repr=False)
     batch_size: int | None = None
     eval_chunk: int | None = None
     settings: Mapping = field(default_factory=dict)
@@ -196,7 +214,7 @@ class Task:
         return self._losses(thetas, split) if len(thetas) else thetas.new_empty(0)
 
     def _losses(self, thetas: Tensor, split: str) -> Tensor:
-        def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
+        def values(rows: slice, x: Tree, y: Tree) -> Tensor:
             outputs = stacked_outputs(self.module, thetas[rows], x)
             return stacked_losses(self.metric_function, outputs, y)
 
@@ -237,31 +255,29 @@ class Task:
         return torch.cat(parts).view(t.shape)
 
     @in_usual_mode
-    def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
+    def outputs(self, thetas: Tensor, x: Tree) -> Tree:
         """What each network answers to some inputs, without gradient.
 
         Args:
             thetas: `(N, P)`.
-            x: `(B, ...)`.
+            x: `(B, ...)`, or a tuple or dict of such tensors.
 
         Returns:
-            `(N, B, ...)` on the task's device.
+            `(N, B, ...)` on the task's device, or a tree of such tensors.
 
         Raises:
             TypeError: thetas or x are no such tensors.
             ValueError: another shape; or the task is an explicit landscape, which has no outputs.
         """
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
-        if not isinstance(x, Tensor) or x.dim() == 0:
-            raise TypeError(f"x is {short(x)}; a tensor of inputs (B, ...) is needed")
-        x = x.to(self.device)
-        x = x.to(thetas.dtype) if x.is_floating_point() else x
+        n, x = check_inputs(x), moved(x, self.device, thetas.dtype)
 
-        def answer(rows: slice) -> Tensor:
+        def answer(rows: slice) -> Tree:
             return stacked_outputs(self.module, thetas[rows], x)
 
         with torch.no_grad():
-            return torch.cat(self.budget.by_rows(answer, len(thetas), len(x), thetas.dtype))
+            groups = self.budget.by_rows(answer, len(thetas), n, thetas.dtype)
+            return tree_map(lambda *parts: torch.cat(parts), *groups)
 
     @in_usual_mode
     def gradients(
@@ -288,14 +304,15 @@ class Task:
         return self._gradients(usual(thetas), batch, generator)
 
     def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
-        x, y = self._sample(batch, thetas.dtype, "train")
-        noise = () if self.noise is None else self.noise(len(x), generator, self.device)
+        x, y = self._training_batch(batch, thetas.dtype, generator)
+        n = size_of((x, y))
+        noise = () if self.noise is None else self.noise(n, generator, self.device)
 
         def descend(rows: slice) -> tuple[Tensor, Tensor]:
             arguments = self.module, self.loss_function, thetas[rows].detach(), x, y, *noise
             return stacked_gradients(*arguments)
 
-        groups = self.budget.by_rows(descend, len(thetas), len(x), thetas.dtype)
+        groups = self.budget.by_rows(descend, len(thetas), n, thetas.dtype)
         if len(groups) == 1:
             return groups[0]
         losses, gradients = zip(*groups, strict=True)
@@ -337,13 +354,11 @@ class Task:
         if memory is not None:
             memory = check_number(memory, "memory", lambda v: v > 0, "MiB, > 0")
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, dtype if value.is_floating_point() else None)
-
         memory = self.memory if memory is None else memory
-        splits = {name: (move(x), move(y)) for name, (x, y) in self.splits.items()}
-        for name, pair in splits.items() if dtype != self.dtype else ():
-            check_samples(name, *pair)
+        splits = {name: sample_on(v, device, dtype) for name, v in self.splits.items()}
+        for name, sample in splits.items() if dtype != self.dtype else ():
+            if not isinstance(sample, Streamed):
+                check_samples(name, *sample)
         return replace(
             self,
             module=self.module and copy.deepcopy(self.module).to(device, dtype),
@@ -356,25 +371,38 @@ class Task:
 
     def _mean_over(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
         """Mean over a sample of `values(rows, x, y)`, one or several for each of `n` rows."""
-        x, y = self._sample(slice(None), dtype, split)
-        step = min(self.eval_chunk or len(x), len(x))
-        parts = list(zip(x.split(step), y.split(step), strict=True))
+        sample = self.splits[split]
+        n_samples = size_of(sample)
+        most = READ if isinstance(sample, Streamed) else n_samples
+        step = min(self.eval_chunk or most, n_samples)
 
-        def mean_over_parts(rows: slice) -> Tensor:
-            if len(parts) == 1:
+        def mean_of(k: int) -> Tensor:
+            part = slice(None) if step == n_samples else slice(k, k + step)
+            x, y = part_of(sample, part, dtype, seed=k)
+
+            def mean_of_rows(rows: slice) -> Tensor:
                 return values(rows, x, y).to(dtype)
-            return sum(len(b) / len(y) * values(rows, a, b).to(dtype) for a, b in parts)
+
+            means = torch.cat(self.budget.by_rows(mean_of_rows, n, step, dtype))
+            return means if step == n_samples else size_of((x, y)) / n_samples * means
 
         with torch.no_grad():
-            return torch.cat(self.budget.by_rows(mean_over_parts, n, step, dtype))
+            first, *others = map(mean_of, range(0, n_samples, step))
+            return sum(others, first)
 
-    def _sample(self, part: Tensor | slice, dtype: torch.dtype, split: str) -> tuple:
-        x, y = self.splits[split]
-        if not isinstance(part, slice):
-            x, y = x[part], y[part]
-        if x.dtype == y.dtype == dtype:
-            return x, y
-        return tuple(v.to(dtype) if v.is_floating_point() else v for v in (x, y))
+    def _training_batch(self, batch: Tensor | slice, dtype: torch.dtype, generator) -> tuple:
+        """Inputs and targets of a batch; what their transforms draw follows from the generator."""
+        sample = self.splits["train"]
+        if self.augment is None and not isinstance(sample, Streamed):
+            return part_of(sample, batch, dtype)
+        seed = 0
+        if generator is not None:
+            seed = int(torch.randint(2**62, (), generator=generator))
+        x, y = part_of(sample, batch, dtype, seed)
+        if self.augment is not None:
+            with seeded(seed, self.device):
+                x = moved(self.augment(x), self.device, dtype)
+        return x, y
 
     @classmethod
     @in_usual_mode
@@ -382,8 +410,8 @@ class Task:
         cls,
         module: nn.Module | Callable[[], nn.Module],
         loss: str | Callable,
-        train: tuple[Tensor, Tensor],
-        test: tuple[Tensor, Tensor],
+        train: tuple[Tree, Tree] | Dataset | DataLoader,
+        test: tuple[Tree, Tree] | Dataset | DataLoader,
         metric: str | Callable | None = None,
         init: Callable[[int, torch.Generator], Tensor] | None = None,
         batch_size: int | None = None,
@@ -392,6 +420,7 @@ class Task:
         settings: Mapping | None = None,
         trainable: str = "all",
         output: Callable | None = None,
+        augment: Callable | None = None,
     ) -> "Task":
         """A task from any network.
 
@@ -402,13 +431,21 @@ class Task:
             loss: what training descends: a name from `LOSSES`, or a function of (output, y) that
                 returns the mean over the batch as a scalar.  `nn.CrossEntropyLoss()`,
                 `nn.MSELoss()` and `nn.L1Loss()` count as their names.
-            train, test: pairs (x, y) of tensors with the same number of samples.
+            train, test: pairs (x, y) of tensors with the same number of samples.  Several inputs or
+                targets are a tuple or a dict of tensors: `module(*x)`, `module(**x)`.  Or a dataset
+                with a length, or a DataLoader of one, which gives such pairs, or dicts with
+                `labels`.  Of training data batches are then read as they are needed, in an order
+                that the generator of the search draws, not the loader.  An evaluation set is read
+                once and held where it fits a quarter of free memory; else it is read in chunks
+                whenever losses are measured.
             metric: what L0 is measured in, given like `loss`; the loss by default.
             init: draws `(n, P)` from (n, generator); by default every layer's own
                 `reset_parameters`.
-            batch_size: samples per gradient step; None: the whole training sample.
+            batch_size: samples per gradient step; None: that of the loader, or the whole training
+                sample.
             eval_chunk: samples per forward pass when losses are measured, to bound memory; needs
-                a metric that is a mean over samples.  None: all at once.
+                a metric that is a mean over samples.  None: all at once, or 256 of a dataset that
+                is not held.
             name: by default the class of the module.
             settings: keyword arguments for `find_strings` to keep with the task.
             trainable: `"all"`, or `"requires_grad"`: theta holds those parameters that require a
@@ -416,20 +453,27 @@ class Task:
                 of a network come from `task.theta`, which compares the constants; `dss.flatten`
                 would take them along.
             output: takes the tensor `(B, ...)` out of what the network returns, a tuple say.
+            augment: changes the inputs of training batches, on the task's device; evaluation sees
+                none of it.  What it draws from the global generators of torch, NumPy or Python
+                follows from the generator of the search, as does what a dataset draws.
 
         Raises:
-            TypeError: no module; a sample is no pair of tensors, or is of integers where floats
-                are needed; an argument that is no number or no function.
+            TypeError: no module; a sample is no pair of tensors and no dataset of such pairs, or is
+                of integers where floats are needed; an argument that is no number or no function.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, in another dtype or without a size yet, a network in
                 DataParallel or TorchScript, an unknown loss, samples that do not fit the network
-                or each other or hold NaN, inf or a label that is no class, no parameters, or a
-                batch_size below 1.
+                or each other or hold NaN, inf or a label that is no class, no parameters, a
+                batch_size below 1, or none for a dataset.
         """
         is_adapter = lookup(TRAINABLE, trainable, "trainable")
         module, factory = network_of(module)
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
+        (train, of_loader), (test, _) = opened("train", train), opened("test", test)
+        batch_size = of_loader if batch_size is None else batch_size
+        if batch_size is None and isinstance(train, Streamed):
+            raise ValueError("batch_size is None; training on a dataset needs one")
         check_module(module, eval_chunk, is_adapter)
         module = with_layers_apart(module)
         if is_adapter:
@@ -446,17 +490,21 @@ class Task:
         batch_size, eval_chunk = (
             None if size is None else check_whole(size, what, 1) for what, size in sizes.items()
         )
-        if init is not None and not callable(init):
-            raise TypeError(f"init is {short(init)}; a function of (n, generator) is needed")
+        for what, function in {"init": init, "augment": augment}.items():
+            if function is not None and not callable(function):
+                needed = "(n, generator)" if what == "init" else "the inputs of a batch"
+                raise TypeError(f"{what} is {short(function)}; a function of {needed} is needed")
         metric = loss if metric is None else metric
         check_lower_is_better(metric)
         given = loss, metric  # as modules they may ignore a label
         loss, metric = map(named_loss, given)
         named = (("loss", loss), ("metric", metric))
         functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
-        first, splits = next(module.parameters()), {}
-        for split, sample in (("train", train), ("test", test)):
-            splits[split] = x, y = check_split(split, sample, first.dtype)
+        first = next(module.parameters())
+        splits = {"train": train, "test": held(test, first.device, first.dtype)}
+        for split, sample in splits.items():
+            splits[split] = sample = check_split(split, sample, first.dtype)
+            x, y = sample.read(slice(0, 64)) if isinstance(sample, Streamed) else sample
             checked = [g if callable(g) else f for g, f in zip(given, functions, strict=True)]
             for function, descends in zip(checked, (True, False), strict=True):
                 n_activations, n_fixed = run_samples(module, function, x, y, split, descends)
@@ -476,12 +524,13 @@ class Task:
                 first.device,
                 n_activations=n_activations,
                 n_fixed=n_fixed,
-                stacks=can_be_stacked(module, splits["train"][0]),
+                stacks=can_be_stacked(module, x),
             ),
             module=module,
             loss_function=functions[0],
             metric_function=functions[1],
             splits=splits,
+            augment=augment,
             batch_size=batch_size,
             eval_chunk=eval_chunk,
             settings=dict(settings or {}),
@@ -512,6 +561,14 @@ class Landscape(Task):
     def outputs(self, thetas: Tensor, x: Tensor) -> Tensor:
         """Refused: an explicit function of theta has no outputs."""
         raise ValueError(f"{self.name} is an explicit function of theta; it has no outputs")
+
+
+def check_inputs(x) -> int:
+    """How many inputs there are; TypeError for what is no tensor `(B, ...)` and no tree of them."""
+    sizes = [len(v) if isinstance(v, Tensor) and v.dim() else 0 for v in tree_leaves(x)]
+    if not sizes or 0 in sizes or len(set(sizes)) > 1:
+        raise TypeError(f"x is {short(x)}; a tensor of inputs (B, ...) is needed, or several")
+    return sizes[0]
 
 
 def check_task(task) -> None:

@@ -22,6 +22,7 @@ from dss.checks import (
 )
 from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode, usual
+from dss.networks.samples import size_of
 from dss.status import OF_STRINGS, Status
 from dss.task import Task, check_task
 
@@ -312,7 +313,7 @@ def steps_see_all(task: Task, batch_size: int | None) -> bool:
     size = task.batch_size if batch_size is None else batch_size
     if size is not None and size < 1:
         raise ValueError(f"batch_size is {size}; at least 1 is needed")
-    return size is None or not task.splits or size >= len(task.splits["train"][0])
+    return size is None or not task.splits or size >= size_of(task.splits["train"])
 
 
 def steps_between_checks(task: Task, training: Training) -> int:
@@ -327,7 +328,7 @@ class Batches(Iterator):
     def __init__(self, task: Task, batch_size: int | None, generator: torch.Generator):
         self.whole = steps_see_all(task, batch_size)
         self.size = batch_size or task.batch_size
-        self.n = None if self.whole else len(task.splits["train"][0])
+        self.n = None if self.whole else size_of(task.splits["train"])
         self.device, self.order = task.device, torch.empty(0, dtype=torch.int64)
         self.generator = generator
 

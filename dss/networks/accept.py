@@ -3,14 +3,16 @@
 import copy
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
 
 from dss.checks import check_finite, check_sizes
 from dss.networks.losses import LOSSES
-from dss.networks.modes import usual
+from dss.networks.samples import Sample, Streamed, Tree, call, moved, named_leaves, rows_of
 
 
 def with_layers_apart(module: nn.Module) -> nn.Module:
@@ -124,32 +126,34 @@ def _check_tensors(module: nn.Module) -> None:
             )
 
 
-def check_split(split: str, sample: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple:
-    """Inputs and targets of a sample, floating-point ones in the dtype of the network.
+def check_split(split: str, sample: Sample, dtype: torch.dtype) -> Sample:
+    """A sample as `opened` gives it, floating-point values in the dtype of the network.
 
     Raises:
-        TypeError: not a pair of tensors.
         ValueError: unlike numbers of inputs and targets, or none; NaN or inf.
     """
-    is_list = isinstance(sample, tuple | list)
-    kinds = [type(v).__name__ for v in sample] if is_list else [type(sample).__name__]
-    if len(kinds) != 2 or not all(isinstance(v, Tensor) for v in sample):
-        raise TypeError(
-            f"{split} is {', '.join(kinds)}; a pair (x, y) of tensors is needed (of arrays "
-            "torch.as_tensor makes them, a TensorDataset holds them as .tensors)"
+    if isinstance(sample, Streamed):
+        return replace(sample, dtype=dtype)
+    trees = zip("xy", sample, strict=True)
+    sizes = [{n: len(v) for n, v in named_leaves(name, t).items()} for name, t in trees]
+    n_x, n_y = (next(iter(of_tree.values())) for of_tree in sizes)
+    every = {*sizes[0].values(), *sizes[1].values()}
+    if len(every) != 1 or 0 in every:
+        several = len(sizes[0]) + len(sizes[1]) > 2
+        raise ValueError(
+            f"{split}: {n_x} inputs and {n_y} targets; need as many, > 0"
+            + (f" (samples of each tensor: {sizes[0] | sizes[1]})" if several else "")
         )
-    x, y = sample
-    if len(x) != len(y) or len(x) == 0:
-        raise ValueError(f"{split}: {len(x)} inputs and {len(y)} targets; need as many, > 0")
-    pair = [usual(v.to(dtype) if v.is_floating_point() else v) for v in (x, y)]
+    pair = tuple(moved(tree, None, dtype) for tree in sample)
     check_samples(split, *pair)
-    return tuple(pair)
+    return pair
 
 
-def check_samples(split: str, x: Tensor, y: Tensor) -> None:
+def check_samples(split: str, x: Tree, y: Tree) -> None:
     """Raise ValueError for NaN and inf; also for what a number became in the network's dtype."""
-    for name, v in (("x", x), ("y", y)):
-        check_finite(v, f"{split} {name} (in {v.dtype})")
+    for tree_name, tree in (("x", x), ("y", y)):
+        for name, v in named_leaves(tree_name, tree).items():
+            check_finite(v, f"{split} {name} (in {v.dtype})")
 
 
 def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
@@ -183,7 +187,7 @@ def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
 
 
 def run_samples(
-    module: nn.Module, loss: Callable, x: Tensor, y: Tensor, split: str, descends: bool
+    module: nn.Module, loss: Callable, x: Tree, y: Tree, split: str, descends: bool
 ) -> tuple[int, int]:
     """Run two samples, for errors while the cause is in sight.
 
@@ -201,6 +205,7 @@ def run_samples(
     """
     module.requires_grad_(True)
     counts, output = [], None
+    some, two, y_two = rows_of(x, slice(64)), rows_of(x, slice(2)), rows_of(y, slice(2))
     hooks = [
         m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
         for m in module.modules()
@@ -209,8 +214,8 @@ def run_samples(
     try:
         with torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            output, n_many = module(x[:64]), sum(counts)
-            value = loss(module(x[:2]), y[:2])
+            output, n_many = call(module, some), sum(counts)
+            value = loss(call(module, two), y_two)
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
@@ -220,13 +225,13 @@ def run_samples(
                 f"({error}); pass output=, a function that takes the tensor out of it: "
                 "lambda o: o[0], or lambda o: o.logits"
             ) from error
-        if _is(output):
+        if _is(output) and _is(y):
             check_labels(split, loss, output, y)
-        for name, v in (("x", x), ("y", y)):
+        for name, v in (("x", two), ("y", y_two)) if _is(x) and _is(y) else ():
             for dtype, method in (("int64", "long"), ("floating point", "float")):
-                cast = getattr(v[:2], method)()
+                cast = getattr(v, method)()
                 is_other = not v.is_floating_point() and cast.dtype != v.dtype
-                if is_other and _runs(module, loss, **{"x": x[:2], "y": y[:2], name: cast}):
+                if is_other and _runs(module, loss, **{"x": two, "y": y_two, name: cast}):
                     raise TypeError(
                         f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
                         f"{dtype}: pass {name}.{method}() ({error})"
@@ -235,29 +240,36 @@ def run_samples(
     finally:
         for hook in hooks:
             hook.remove()
-    if _is(output):
+    if _is(output) and _is(y):
         check_labels(split, loss, output, y)
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
         raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
     n_few = sum(counts) - n_many
-    answers = [module(x[:64]) for _ in range(2)]
-    if _is(output) and not all(torch.equal(output, again) for again in answers):
+    answers, leaves = [call(module, some) for _ in range(2)], tree_leaves(output)
+    if not all(_is(leaf) for leaf in leaves):
+        kind = next(type(leaf).__name__ for leaf in leaves if not _is(leaf))
+        raise TypeError(
+            f"the network returns a {type(output).__name__} that holds a {kind}; pass output=, a "
+            "function that takes the tensors out of it: lambda o: o[0], or lambda o: o.logits"
+        )
+    if not all(all(map(torch.equal, leaves, tree_leaves(again))) for again in answers):
         raise ValueError(
             "the network answers differently to the same input (dropout in its forward?); call "
             "module.eval() first"
         )
-    many, few = len(x[:64]), len(x[:2])
+    many, few = (len(tree_leaves(tree)[0]) for tree in (some, two))
     per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
-    return per_sample + x[0].numel(), max(0, n_few - few * per_sample)
+    n_inputs = sum(v[0].numel() for v in tree_leaves(x))
+    return per_sample + n_inputs, max(0, n_few - few * per_sample)
 
 
-def _runs(module: nn.Module, loss: Callable, x: Tensor, y: Tensor) -> bool:
+def _runs(module: nn.Module, loss: Callable, x: Tree, y: Tree) -> bool:
     """Whether the loss of these samples can be computed: what torch says of a dtype varies."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            loss(module(x), y)
+            loss(call(module, x), y)
     except Exception:
         return False
     return True

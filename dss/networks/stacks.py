@@ -6,34 +6,43 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dss.networks import dense
 from dss.networks.losses import RESIDUAL_LOSSES
+from dss.networks.samples import Tree, arguments_of, rows_of
 from dss.theta import interpolate, shapes_of, unflatten
 
 
-def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tensor, *noise: Tensor) -> Tensor:
+def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tree, *noise: Tensor) -> Tree:
     """Outputs of N networks of one architecture on the same inputs.
 
     Args:
         module: the architecture; its own parameters are not used.
         thetas: `(N, P)`.
-        x: `(B, ...)`.
+        x: `(B, ...)`, or several inputs (`dss.networks.samples`).
         noise: further arguments of the module.
 
     Returns:
-        `(N, B, ...)`, differentiable.
+        `(N, B, ...)`, or a tree of such tensors, differentiable.
     """
-    layers = dense.dense_layers(module, x.dim())
+    layers = _dense_layers(module, x)
     if layers is not None:
         parameters = dense.parameters_of(layers, thetas)
         return dense.results(layers, parameters, x)[-1].transpose(1, 2)
-    shapes = shapes_of(module)
+    shapes, (arguments, keywords) = shapes_of(module), arguments_of(x)
 
-    def output(theta: Tensor) -> Tensor:
-        return functional_call(module, unflatten(theta, shapes), (x, *noise))
+    def output(theta: Tensor) -> Tree:
+        parameters = unflatten(theta, shapes)
+        return functional_call(module, parameters, (*arguments, *noise), keywords)
 
-    return output(thetas[0])[None] if len(thetas) == 1 else torch.vmap(output)(thetas)
+    if len(thetas) > 1:
+        return torch.vmap(output)(thetas)
+    return tree_map(lambda v: v[None], output(thetas[0]))
+
+
+def _dense_layers(module: nn.Module, x: Tree) -> tuple[dense.Dense, ...] | None:
+    return dense.dense_layers(module, x.dim()) if isinstance(x, Tensor) else None
 
 
 @dense.once_per_module
@@ -96,13 +105,13 @@ def losses_on_segments(
     return torch.stack(per_t, dim=1)
 
 
-def stacked_losses(loss: Callable, outputs: Tensor, y: Tensor) -> Tensor:
+def stacked_losses(loss: Callable, outputs: Tree, y: Tree) -> Tensor:
     """`loss` of each of N networks: outputs `(N, B, ...)` and targets `(B, ...)` to `(N,)`."""
     known = _of_residual(loss)
     if known is not None:
         return known[0](outputs - y.to(outputs.dtype)).flatten(1).mean(dim=1)
-    if len(outputs) == 1:
-        return loss(outputs[0], y)[None]
+    if len(tree_leaves(outputs)[0]) == 1:
+        return loss(rows_of(outputs, 0), y)[None]
     return torch.vmap(loss, in_dims=(0, None))(outputs, y)
 
 
@@ -111,10 +120,10 @@ def _of_residual(loss: Callable) -> tuple[Callable, Callable] | None:
 
 
 def stacked_gradients(
-    module: nn.Module, loss: Callable, thetas: Tensor, x: Tensor, y: Tensor, *noise: Tensor
+    module: nn.Module, loss: Callable, thetas: Tensor, x: Tree, y: Tree, *noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`loss` of each of N networks, `(N,)`, and its gradient, `(N, P)`; see `stacked_outputs`."""
-    layers = dense.dense_layers(module, x.dim())
+    layers = _dense_layers(module, x)
     if layers is None:
         leaf = thetas.detach().requires_grad_()
         values = stacked_losses(loss, stacked_outputs(module, leaf, x, *noise), y)
@@ -136,11 +145,12 @@ def stacked_gradients(
     return values.detach(), gradient
 
 
-def can_be_stacked(module: nn.Module, x: Tensor) -> bool:
+def can_be_stacked(module: nn.Module, x: Tree) -> bool:
     """Whether torch can run two such networks under vmap; recurrent layers it cannot."""
     thetas = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).repeat(2, 1)
     try:
-        stacked_outputs(module, thetas.requires_grad_(), x[:2]).sum().backward()
+        outputs = stacked_outputs(module, thetas.requires_grad_(), rows_of(x, slice(2)))
+        sum(v.sum() for v in tree_leaves(outputs) if v.is_floating_point()).backward()
     except RuntimeError:
         return False
     return True

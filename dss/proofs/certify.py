@@ -27,6 +27,7 @@ from dss.checks import (
 from dss.curve import Gamma_tilde
 from dss.files import load_tensors, save_tensors
 from dss.networks.modes import in_usual_mode
+from dss.networks.samples import Streamed
 from dss.proofs.bounds import (
     BOUNDED_METRICS,
     FORMS,
@@ -298,7 +299,13 @@ def certify_strings(
     for value in limits:
         if not 0 < value < float("inf"):
             raise ValueError(f"limit is {value}; finite and > 0 is needed")
-    metric, (x, y) = metric_of(task.metric_function), task.splits["test"]
+    metric, sample = metric_of(task.metric_function), task.splits["test"]
+    if isinstance(sample, Streamed) or not all(isinstance(v, Tensor) for v in sample):
+        raise ValueError(
+            f"the evaluation set of {task.name} is no pair of tensors that are held; bounds "
+            "need one"
+        )
+    x, y = sample
     layers = records_of_layers(task.module, x)
     check_evaluation_set(metric, task.module, x, y)
     for string in strings:

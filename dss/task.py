@@ -31,6 +31,7 @@ from dss.networks.accept import (
 from dss.networks.architectures import reset_parameters_of
 from dss.networks.brought import (
     TRAINABLE,
+    OutputTaken,
     check_layers,
     check_lower_is_better,
     drawn_by,
@@ -176,8 +177,9 @@ class Task:
             theta: `(P,)`.
 
         Returns:
-            A copy of the task's module in evaluation mode, its parameters trainable.  BatchNorm
-            takes the statistics that it takes in the task.
+            A copy of the task's module in evaluation mode, its parameters trainable, that returns
+            what the module returned before `output`.  BatchNorm takes the statistics that it takes
+            in the task.
 
         Raises:
             TypeError, ValueError: theta is no such vector, or the task is a landscape.
@@ -185,7 +187,7 @@ class Task:
         if self.module is None:
             raise ValueError(f"{self.name} has no module")
         theta = check_theta(theta, "theta", (self.n_params,)).to(self.device)
-        network = copy.deepcopy(self.module).to(theta.dtype)
+        network = OutputTaken.leave(copy.deepcopy(self.module).to(theta.dtype))
         with torch.no_grad():
             for name, value in unflatten(theta, shapes_of(network)).items():
                 network.get_parameter(name).copy_(value)
@@ -481,7 +483,7 @@ class Task:
         if output is not None:
             if not callable(output):
                 raise TypeError(f"output is {short(output)}; a function is needed")
-            module.register_forward_hook(lambda network, x, found: output(found))
+            module.register_forward_hook(OutputTaken(output))
         shapes = shapes_of(module)
         n_params = sum(shape.numel() for shape in shapes.values())
         if n_params == 0:

@@ -243,6 +243,8 @@ def test_outputs_that_are_no_tensor(kind, seeded):
     assert task.losses(thetas).tolist() == pytest.approx(losses, rel=1e-5)
     string = dss.find_string(task, one, two, L0=1.05 * max(losses), generator=seeded())
     assert string.connected
+    end = string.module(0)
+    assert torch.equal(unwrap(end(X)), unwrap(one(X))), "it answers as its maker expects"
     with pytest.raises(TypeError, match="output is 3"):
         task_of(one, output=3)
 

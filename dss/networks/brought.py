@@ -1,6 +1,7 @@
 """What people bring, made into what a task holds: factories, frozen parameters, losses, weights."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -65,6 +66,24 @@ def freeze(module: nn.Module) -> None:
             if p is not None and not p.requires_grad:
                 del layer._parameters[name]
                 layer.register_buffer(name, p.detach())
+
+
+@dataclass(frozen=True)
+class OutputTaken:
+    """A forward hook that takes the tensor out of what a network returns."""
+
+    take: Callable
+
+    def __call__(self, network: nn.Module, x, found):
+        return self.take(found)
+
+    @classmethod
+    def leave(cls, network: nn.Module) -> nn.Module:
+        """The network without such a hook, so that it returns what its maker expects."""
+        hooks = network._forward_hooks
+        for key in [key for key, hook in hooks.items() if isinstance(hook, cls)]:
+            del hooks[key]
+        return network
 
 
 def named_loss(loss: str | Callable) -> str | Callable:

@@ -52,7 +52,7 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     values |= {"device": task.device.type, "training batch": task.batch_size}
     for split, sample in task.splits.items():
         values |= described(split, sample)
-    values |= dict(call)
+    values |= {"reference": task.reference} | dict(call)
     values["module"] = str(task.module)
     values["loss of a network"] = task.losses(probe)
     values["gradient of a network"] = task.gradients(probe, batch, generator)[1]

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, Dataset
 
 from dss.checks import (
+    check_finite,
     check_generator,
     check_number,
     check_theta,
@@ -29,6 +30,7 @@ from dss.networks.accept import (
     with_layers_apart,
 )
 from dss.networks.architectures import reset_parameters_of
+from dss.networks.batchnorm import PART, WithReference, statistics, with_statistics
 from dss.networks.brought import (
     TRAINABLE,
     OutputTaken,
@@ -64,6 +66,7 @@ from dss.networks.stacks import (
     stacked_gradients,
     stacked_losses,
     stacked_outputs,
+    stacked_statistics,
 )
 from dss.theta import interpolate, shapes_of, unflatten
 
@@ -86,6 +89,8 @@ class Task:
         splits: `train` and `test`, each a pair `(x, y)` on the task's device, or a dataset that is
             read batch by batch; empty for a landscape.  `test` is chi, the fixed evaluation set of
             Sec. II.A.
+        reference: `(B, ...)` inputs of which BatchNorm takes its statistics where losses are
+            measured (`batch_statistics`); None: they are those of the batch.
         noise: further arguments of the module in training, from (n, generator, device): dropout.
         augment: changes the inputs of a training batch; None: they stay as they are.
         batch_size: samples per gradient step; None: the whole training sample.
@@ -106,6 +111,7 @@ class Task:
     loss_function: Callable | None = field(default=None, repr=False)
     metric_function: Callable | None = field(default=None, repr=False)
     splits: Mapping[str, Sample] = field(default_factory=dict, repr=False)
+    reference: Tensor | None = field(default=None, repr=False)
     noise: Callable | None = field(default=None, repr=False)
     augment: Callable | None = field(default=None, repr=False)
     batch_size: int | None = None
@@ -164,11 +170,10 @@ class Task:
         """
         if self.module is None:
             raise ValueError(f"{self.name} has no module; its flat vectors are its own")
-        module = getattr(self.module, "without_reference", self.module)
         weights = weights_of(source)
         if isinstance(source, nn.Module):
-            check_layers(module, source)
-        return theta_by_name(module, weights).to(self.device, self.dtype)
+            check_layers(self.module, source)
+        return theta_by_name(self.module, weights).to(self.device, self.dtype)
 
     def network(self, theta: Tensor) -> nn.Module:
         """A network of one's own, with the parameters of a flat vector: a bead, to be used.
@@ -178,8 +183,9 @@ class Task:
 
         Returns:
             A copy of the task's module in evaluation mode, its parameters trainable, that returns
-            what the module returned before `output`.  BatchNorm takes the statistics that it takes
-            in the task.
+            what the module returned before `output`.  BatchNorm has running statistics of the
+            reference, where `batch_statistics` was given one; without it takes those of its batch,
+            as in the task.
 
         Raises:
             TypeError, ValueError: theta is no such vector, or the task is a landscape.
@@ -191,6 +197,9 @@ class Task:
         with torch.no_grad():
             for name, value in unflatten(theta, shapes_of(network)).items():
                 network.get_parameter(name).copy_(value)
+        if self.reference is not None:
+            found = statistics(network, {}, self.reference.to(theta.dtype))
+            with_statistics(network, found)
         return network.eval()
 
     @in_usual_mode
@@ -216,9 +225,10 @@ class Task:
         return self._losses(thetas, split) if len(thetas) else thetas.new_empty(0)
 
     def _losses(self, thetas: Tensor, split: str) -> Tensor:
+        found = self._statistics(thetas)
+
         def values(rows: slice, x: Tree, y: Tree) -> Tensor:
-            outputs = stacked_outputs(self.module, thetas[rows], x)
-            return stacked_losses(self.metric_function, outputs, y)
+            return stacked_losses(self.metric_function, self._answers(thetas, found, rows, x), y)
 
         return self._mean_over(values, len(thetas), split, thetas.dtype)
 
@@ -239,11 +249,12 @@ class Task:
         t = t.to(theta_1).expand(len(theta_1), t.shape[-1])
         if len(t) == 0:
             return theta_1.new_empty(t.shape)
-        if self.budget.stacks and self.module is not None and split_after_first(self.module):
+        is_module = self.module is not None and self.reference is None
+        if self.budget.stacks and is_module and split_after_first(self.module):
 
-            def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
-                ends = theta_1[rows], theta_2[rows]
-                return losses_on_segments(self.module, self.metric_function, *ends, t[rows], x, y)
+            def values(rows: slice) -> Callable[[Tensor, Tensor], Tensor]:
+                segments = theta_1[rows], theta_2[rows], t[rows]
+                return partial(losses_on_segments, self.module, self.metric_function, *segments)
 
             return self._mean_over(values, len(theta_1), "test", theta_1.dtype)
         # All points of all segments at a time fit neither caches nor, for large networks, memory.
@@ -274,12 +285,31 @@ class Task:
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
         n, x = check_inputs(x), moved(x, self.device, thetas.dtype)
 
-        def answer(rows: slice) -> Tree:
-            return stacked_outputs(self.module, thetas[rows], x)
-
         with torch.no_grad():
-            groups = self.budget.by_rows(answer, len(thetas), n, thetas.dtype)
+            found = self._statistics(thetas)
+
+            def answers(rows: slice) -> Tree:
+                return self._answers(thetas, found, rows, x)
+
+            groups = self.budget.by_rows(answers, len(thetas), n, thetas.dtype)
             return tree_map(lambda *parts: torch.cat(parts), *groups)
+
+    def _answers(self, thetas: Tensor, found: dict[str, Tensor], rows: slice, x: Tree) -> Tree:
+        """Outputs of some of the networks, BatchNorm with the statistics found for them."""
+        buffers = {name: value[rows] for name, value in found.items()}
+        return stacked_outputs(self.module, thetas[rows], x, buffers=buffers)
+
+    def _statistics(self, thetas: Tensor) -> dict[str, Tensor]:
+        """What the reference gives for every network's BatchNorm layers, `(N, C)` by name."""
+        if self.reference is None:
+            return {}
+        x = self.reference.to(thetas.dtype)
+
+        def of_rows(rows: slice) -> dict[str, Tensor]:
+            return stacked_statistics(self.module, thetas[rows], x)
+
+        groups = self.budget.by_rows(of_rows, len(thetas), min(PART, len(x)), thetas.dtype)
+        return {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
 
     @in_usual_mode
     def gradients(
@@ -361,10 +391,14 @@ class Task:
         for name, sample in splits.items() if dtype != self.dtype else ():
             if not isinstance(sample, Streamed):
                 check_samples(name, *sample)
+        reference = None if self.reference is None else moved(self.reference, device, dtype)
+        if reference is not None and dtype != self.dtype:
+            check_finite(reference, f"the reference (in {dtype})")
         return replace(
             self,
             module=self.module and copy.deepcopy(self.module).to(device, dtype),
             splits=splits,
+            reference=reference,
             length_mask=None if self.length_mask is None else self.length_mask.to(device),
             budget=replace(self.budget, device=device, memory=memory, most=math.inf),
             device=device,
@@ -472,11 +506,17 @@ class Task:
         is_adapter = lookup(TRAINABLE, trainable, "trainable")
         module, factory = network_of(module)
         module = getattr(module, "_orig_mod", module)  # what torch.compile was given
+        module, reference = (
+            (module.module, module.x) if isinstance(module, WithReference) else (module, None)
+        )
         (train, of_loader), (test, _) = opened("train", train), opened("test", test)
         batch_size = of_loader if batch_size is None else batch_size
         if batch_size is None and isinstance(train, Streamed):
             raise ValueError("batch_size is None; training on a dataset needs one")
-        check_module(module, eval_chunk, is_adapter)
+        first = next(module.parameters(), torch.zeros(()))
+        test = held(test, first.device, first.dtype)
+        chunk = READ if eval_chunk is None and isinstance(test, Streamed) else eval_chunk
+        check_module(module, None if reference is not None else chunk, is_adapter)
         module = with_layers_apart(module)
         if is_adapter:
             freeze(module)
@@ -502,14 +542,18 @@ class Task:
         loss, metric = map(named_loss, given)
         named = (("loss", loss), ("metric", metric))
         functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
-        first = next(module.parameters())
-        splits = {"train": train, "test": held(test, first.device, first.dtype)}
+        splits = {"train": train, "test": test}
+        if reference is not None:
+            reference = reference.to(first)
+            found = statistics(module, {}, reference)
+            measured = with_statistics(copy.deepcopy(module), found)
         for split, sample in splits.items():
             splits[split] = sample = check_split(split, sample, first.dtype)
             x, y = sample.read(slice(0, 64)) if isinstance(sample, Streamed) else sample
             checked = [g if callable(g) else f for g, f in zip(given, functions, strict=True)]
+            network = module if reference is None or split == "train" else measured
             for function, descends in zip(checked, (True, False), strict=True):
-                n_activations, n_fixed = run_samples(module, function, x, y, split, descends)
+                n_activations, n_fixed = run_samples(network, function, x, y, split, descends)
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
@@ -532,6 +576,7 @@ class Task:
             loss_function=functions[0],
             metric_function=functions[1],
             splits=splits,
+            reference=reference,
             augment=augment,
             batch_size=batch_size,
             eval_chunk=eval_chunk,

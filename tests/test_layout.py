@@ -217,11 +217,14 @@ def test_wings_that_a_search_does_not_use_are_not_in_its_fingerprint():
 
 
 def test_the_module_in_which_a_layer_of_a_task_is_written_counts(seeded):
+    class Layer(torch.nn.Linear):
+        __module__ = "dss.plots"  # as if it were written there
+
     x = torch.rand(8, 2, generator=seeded())
-    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    task = dss.Task.from_module(dss.batch_statistics(module, x), "mse", (x, x), (x, x))
-    assert "dss.networks.batchnorm" in checkpoint.modules_of(task)
-    assert "dss.networks.batchnorm" not in SEARCHED
+    task = dss.Task.from_module(Layer(2, 2), "mse", (x, x), (x, x))
+    assert "dss.plots" in checkpoint.modules_of(task)
+    assert "dss.plots" not in SEARCHED
+    assert "dss.networks.batchnorm" in SEARCHED, "a task uses it"
     assert "dss.tasks" in checkpoint.modules_of(dss.landscape(lambda v: v.sum(-1), 2))
     assert "dss.problems" in checkpoint.modules_of(PROBLEMS["ring"].task("ring"))
     assert "dss.networks.losses" in checkpoint.modules_of(dss.digits("mlp", "error"))

@@ -198,7 +198,7 @@ def run_samples(
 
     Returns:
         Values that one sample's activations hold in one network, input included; and those that
-        a network holds whatever the sample (the reference of `batch_statistics`).
+        a network holds whatever the sample.
 
     Raises:
         TypeError, ValueError: as `Task.from_module` says.

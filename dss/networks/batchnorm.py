@@ -1,28 +1,41 @@
-"""BatchNorm for interpolated models: statistics of a fixed batch instead of running ones."""
+"""BatchNorm for interpolated models: statistics of a fixed sample instead of running ones."""
 
 import copy
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dss.checks import check_finite, check_sizes
 from dss.networks.modes import usual
 
 FORWARDS = {nn.modules.batchnorm._BatchNorm.forward, nn.SyncBatchNorm.forward}
+PART = 128  # samples of a reference that are normalised together, at most
 
 
 def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
-    """A copy of a network whose BatchNorm layers take their statistics from a fixed batch.
+    """A copy of a network whose BatchNorm layers take their statistics from a fixed sample.
 
     Running statistics belong to the two trained networks; an interpolated model has others.  The
-    copy has the same parameters in the same order, so that `flatten` of the trained networks fits.
+    copy has the same parameters in the same order.
+
+    With x, losses are measured as PyTorch measures them after `torch.optim.swa_utils.update_bn`:
+    one forward pass over x gives the means and the unbiased variances of every network anew, and
+    with these it is evaluated, in chunks of any size.  In that pass x comes in even parts,
+    `x.tensor_split(ceil(B / 128))`.  Each part is normalised by itself, and what the parts give is
+    averaged.  So an evaluation of a network costs a forward pass of B samples more.  A gradient
+    costs no more than without: networks descend with the statistics of their training batch.
 
     Args:
         module: a network, on any device; it stays as it is.
-        x: `(B, ...)` inputs, say the training sample: means and variances are computed anew from
-            them for every network, layer by layer, and samples do not influence each other.  None:
-            they are those of the batch itself: of the whole evaluation set where losses are
-            measured, and of the training batch where networks descend.
+        x: `(B, ...)` inputs, a part of the training sample; a tenth of the evaluation set, and
+            some hundred images at least, serve well.  None: the statistics are those of the batch
+            itself, also where losses are measured.  The whole evaluation set is one batch then.
 
     Returns:
         A network for `Task.from_module`.
@@ -38,76 +51,123 @@ def batch_statistics(module: nn.Module, x: Tensor | None = None) -> nn.Module:
         raise TypeError(f"module is a {type(module).__name__}; a torch.nn.Module is needed")
     check_sizes(module)
     module = copy.deepcopy(module)
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = norms_of(module)
     if not norms:
         raise ValueError(f"{type(module).__name__} has no BatchNorm layer; it can be used as it is")
-    if x is None:
-        for layer in norms:
-            layer.track_running_stats = False
-            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
-        return module
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {kind}; a floating-point tensor of samples is needed")
-    if len(x) < 2:
-        raise ValueError(f"x holds {len(x)} samples; statistics need at least two")
-    check_finite(x, "x")
-    unknown = [type(m).__name__ for m in norms if type(m).forward not in FORWARDS]
-    if unknown:
-        raise ValueError(
-            f"{unknown[0]} has a forward of its own; only PyTorch's BatchNorm is known"
-        )
-    rows = {"reference": len(x), "all": len(x)}
-    replaced = {layer: _NormOfReference(layer, rows) for layer in norms}
-    for parent in list(module.modules()):
-        for name, child in parent._modules.items():
-            setattr(parent, name, replaced.get(child, child))
-    return _Beside(replaced.get(module, module), x, rows)
-
-
-class _NormOfReference(nn.Module):
-    """BatchNorm with the mean and variance of that part of a batch which `rows` says."""
-
-    def __init__(self, layer: nn.Module, rows: dict[str, int]):
-        super().__init__()
-        self.weight, self.bias, self.eps, self.rows = layer.weight, layer.bias, layer.eps, rows
-
-    def reset_parameters(self) -> None:
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # A network may have folded another axis into the batch, a time say.
-        n, rest = divmod(len(x) * self.rows["reference"], self.rows["all"])
-        if rest:
+    if x is not None:
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"x is {kind}; a floating-point tensor of samples is needed")
+        if len(x) < 2:
+            raise ValueError(f"x holds {len(x)} samples; statistics need at least two")
+        check_finite(x, "x")
+        unknown = [type(m).__name__ for m in norms.values() if type(m).forward not in FORWARDS]
+        if unknown:
             raise ValueError(
-                f"a batch of {self.rows['all']} samples reaches BatchNorm as {len(x)} rows; a "
-                "multiple is needed to tell which belong to the reference"
+                f"{unknown[0]} has a forward of its own; only PyTorch's BatchNorm is known"
             )
-        axes = [0, *range(2, x.dim())]
-        mean = x[:n].mean(axes, keepdim=True)
-        var = x[:n].var(axes, correction=0, keepdim=True)
-        x = (x - mean) * torch.rsqrt(var + self.eps)
-        shape = -1, *[1] * (x.dim() - 2)
-        x = x if self.weight is None else x * self.weight.view(shape)
-        return x if self.bias is None else x + self.bias.view(shape)
+    for name, layer in norms.items():
+        layer.track_running_stats = False
+        layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+        layer.first_name = name  # a layer that stands in several places has one set of statistics
+    return module if x is None else WithReference(module, usual(x))
 
 
-class _Beside(nn.Module):
-    """A network that sees a fixed batch before every batch, and answers for the latter."""
+class WithReference(nn.Module):
+    """A network, and the sample of which its BatchNorm layers take their statistics."""
 
-    def __init__(self, module: nn.Module, x: Tensor, rows: dict[str, int]):
+    def __init__(self, module: nn.Module, x: Tensor):
         super().__init__()
-        self.module, self.rows = module, rows
-        self.register_buffer("x", usual(x))
+        self.module = module
+        self.register_buffer("x", x)
+        self.train(module.training)
 
-    @property
-    def without_reference(self) -> nn.Module:
-        """The network itself, whose names are those of the one that was given."""
-        return self.module
+    def train(self, mode: bool = True) -> nn.Module:
+        """As always, but for BatchNorm, which takes the statistics that it is given."""
+        super().train(mode)
+        for layer in norms_of(self.module).values():
+            layer.eval()
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
-        self.rows["all"] = len(self.x) + len(x)
-        return self.module(torch.cat([self.x.to(x.dtype), x]))[len(self.x) :]
+        return functional_call(self.module, statistics(self.module, {}, self.x.to(x.dtype)), (x,))
+
+
+def norms_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The BatchNorm layers of a network, by name."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, kind)}
+
+
+def n_parts(n: int) -> int:
+    """Into how many parts a reference of n samples is split."""
+    return math.ceil(n / PART)
+
+
+@torch.no_grad()
+def statistics(module: nn.Module, parameters: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
+    """Mean and unbiased variance of every BatchNorm layer, from one pass over a reference.
+
+    Args:
+        module: as `batch_statistics` leaves it, without running statistics.
+        parameters: tensors by name, in place of its own.
+        x: `(B, ...)`.
+
+    Returns:
+        What the buffers `running_mean` and `running_var` are to hold, by name; no gradient runs
+        through them.
+    """
+    sums, n_calls = {}, defaultdict(int)
+    for part in x.tensor_split(n_parts(len(x))):
+        with _moments_noted(module) as moments:
+            functional_call(module, dict(parameters), (part,))
+        for name, pair in moments:
+            sums[name] = [a + b for a, b in zip(sums.get(name, (0, 0)), pair, strict=True)]
+            n_calls[name] += 1
+    result = {}
+    for name, layer in norms_of(module).items():
+        first = layer.first_name
+        if first in sums:  # else the network does not use it
+            mean, var = (total / n_calls[first] for total in sums[first])
+            result |= {_within(name, "running_mean"): mean, _within(name, "running_var"): var}
+    return result
+
+
+def _within(layer: str, buffer: str) -> str:
+    return f"{layer}.{buffer}" if layer else buffer  # the network may be the layer
+
+
+@contextmanager
+def _moments_noted(module: nn.Module) -> Iterator[list]:
+    """A list of every call of a BatchNorm layer: its first name, and (mean, variance)."""
+    moments = []
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        var, mean = torch.var_mean(x, [0, *range(2, x.dim())])
+        moments.append((layer.first_name, (mean, var)))
+        return type(layer).forward(layer, x)
+
+    layers = norms_of(module).values()
+    for layer in layers:
+        layer.forward = partial(forward, layer)  # a hook would miss `layer.forward(x)`
+    try:
+        yield moments
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def with_statistics(module: nn.Module, found: Mapping[str, Tensor]) -> nn.Module:
+    """The network itself, its BatchNorm layers as PyTorch makes them, with running statistics.
+
+    Args:
+        module: as `batch_statistics` leaves it; it is changed.
+        found: as `statistics` gives it.
+    """
+    for name, layer in norms_of(module).items():
+        like = nn.BatchNorm1d(layer.num_features).to(next(module.parameters()))
+        layer.track_running_stats = True
+        for buffer, value in like.named_buffers():
+            setattr(layer, buffer, found.get(_within(name, buffer), value).detach().clone())
+        del layer.first_name
+    return module

@@ -1,20 +1,26 @@
 """Stacks of networks of one architecture: outputs, losses and gradients of all side by side."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dss.networks import dense
+from dss.networks import batchnorm, dense
 from dss.networks.losses import RESIDUAL_LOSSES
 from dss.networks.samples import Tree, arguments_of, rows_of
 from dss.theta import interpolate, shapes_of, unflatten
 
 
-def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tree, *noise: Tensor) -> Tree:
+def stacked_outputs(
+    module: nn.Module,
+    thetas: Tensor,
+    x: Tree,
+    *noise: Tensor,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Tree:
     """Outputs of N networks of one architecture on the same inputs.
 
     Args:
@@ -22,6 +28,7 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tree, *noise: Tensor) 
         thetas: `(N, P)`.
         x: `(B, ...)`, or several inputs (`dss.networks.samples`).
         noise: further arguments of the module.
+        buffers: `(N, ...)` by name, a row for each network, in place of the module's own.
 
     Returns:
         `(N, B, ...)`, or a tree of such tensors, differentiable.
@@ -32,17 +39,30 @@ def stacked_outputs(module: nn.Module, thetas: Tensor, x: Tree, *noise: Tensor) 
         return dense.results(layers, parameters, x)[-1].transpose(1, 2)
     shapes, (arguments, keywords) = shapes_of(module), arguments_of(x)
 
-    def output(theta: Tensor) -> Tree:
-        parameters = unflatten(theta, shapes)
-        return functional_call(module, parameters, (*arguments, *noise), keywords)
+    def output(theta: Tensor, own: dict[str, Tensor]) -> Tree:
+        tensors = unflatten(theta, shapes) | own
+        return functional_call(module, tensors, (*arguments, *noise), keywords)
 
+    buffers = dict(buffers or {})
     if len(thetas) > 1:
-        return torch.vmap(output)(thetas)
-    return tree_map(lambda v: v[None], output(thetas[0]))
+        return torch.vmap(output)(thetas, buffers)
+    return tree_map(lambda v: v[None], output(thetas[0], {k: v[0] for k, v in buffers.items()}))
 
 
 def _dense_layers(module: nn.Module, x: Tree) -> tuple[dense.Dense, ...] | None:
     return dense.dense_layers(module, x.dim()) if isinstance(x, Tensor) else None
+
+
+def stacked_statistics(module: nn.Module, thetas: Tensor, reference: Tensor) -> dict[str, Tensor]:
+    """The buffers of N networks' BatchNorm layers, `(N, C)` by name; see `batch_statistics`."""
+    shapes = shapes_of(module)
+
+    def of_one(theta: Tensor) -> dict[str, Tensor]:
+        return batchnorm.statistics(module, unflatten(theta, shapes), reference)
+
+    if len(thetas) > 1:
+        return torch.vmap(of_one)(thetas)
+    return {name: value[None] for name, value in of_one(thetas[0]).items()}
 
 
 @dense.once_per_module

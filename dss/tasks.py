@@ -21,7 +21,7 @@ from dss.networks.architectures import (
     small_cnn,
     uniform,
 )
-from dss.networks.batchnorm import batch_statistics
+from dss.networks.batchnorm import batch_statistics, norms_of
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode
 from dss.task import Landscape, Task
@@ -86,8 +86,8 @@ MOST_NUMBERS, MOST_WIDE = 10**8, 10**5
 NETWORKS = {"cnn": small_cnn, "mlp": image_mlp}
 COLOUR_NETWORKS = {
     "cnn": lambda: small_cnn(32, 3),
-    "resnet8": lambda: batch_statistics(resnet(1)),
-    "resnet20": lambda: batch_statistics(resnet(3)),
+    "resnet8": lambda: resnet(1),
+    "resnet20": lambda: resnet(3),
 }
 IMAGE_METRICS = {"loss": "cross_entropy", "error": "error"}
 
@@ -243,23 +243,25 @@ def cifar10(
     metric: str = "loss",
     n_train: int | None = None,
     n_eval: int | None = None,
+    n_reference: int | None = None,
 ) -> Task:
     """Colour images of ten classes, fetched and checked by `dss.cifar.ensure_cifar10`.
 
     Args:
         network: `"cnn"` (conv 5x5-8 and 5x5-8 with stride 2, 10; 7,346 parameters), `"resnet8"` or
-            `"resnet20"` (He et al. 2016; 75,290 and 269,722 parameters).  BatchNorm takes the
-            statistics of its batch: of the training batch where networks descend, and of the whole
-            evaluation set where losses are measured, which is then one batch.
+            `"resnet20"` (He et al. 2016; 75,290 and 269,722 parameters).
         metric: as in `mnist`.
         n_train: training images; all 50,000 by default.
         n_eval: the evaluation set is the first `n_eval` test images; 1,000 by default.
+        n_reference: BatchNorm takes its statistics, where losses are measured, from the first
+            `n_reference` training images (`batch_statistics`), which every evaluation of a network
+            passes once; by default from a tenth of `n_eval`, 100 at least.
 
     Returns:
         The task; its name ends with `(jpeg)` where the images are copies with loss.
 
     Raises:
-        TypeError, ValueError: an unknown name, or n_train or n_eval out of range.
+        TypeError, ValueError: an unknown name, or n_train, n_eval or n_reference out of range.
         RuntimeError: the data cannot be had.
     """
     build = lookup(COLOUR_NETWORKS, network, "network")
@@ -267,6 +269,13 @@ def cifar10(
     splits, source = load_cifar10(n_train, 1_000 if n_eval is None else n_eval)
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
         module = build()
+    if norms_of(module):
+        n_train, n_eval = (len(x) for x, _ in splits)
+        n_reference = min(max(100, n_eval // 10), n_train) if n_reference is None else n_reference
+        n_reference = check_whole(n_reference, "n_reference", 2, n_train)
+        module = batch_statistics(module, splits[0][0][:n_reference])
+    elif n_reference is not None:
+        raise ValueError(f"n_reference is {n_reference}, but {network} has no BatchNorm")
     settings = IMAGE_SETTINGS[None]
     return Task.from_module(
         module,
@@ -274,7 +283,7 @@ def cifar10(
         *splits,
         metric=metric_name,
         batch_size=settings["batch_size"],
-        eval_chunk=500 if network == "cnn" else None,
+        eval_chunk=500,
         name=f"cifar10 {network} {metric_name}" + (" (jpeg)" if source.kind == "jpeg" else ""),
         settings=settings,
     )

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import dss
 from dss import cifar
@@ -160,10 +161,26 @@ def test_a_string_between_networks(alone, official, copies, monkeypatch, network
     for theta, loss in zip(ends, losses, strict=True):  # the plain module gives the same
         module = dss.tasks.COLOUR_NETWORKS[network]()
         nn.utils.vector_to_parameters(theta, module.parameters())
+        update_bn([task.splits["train"][0]], module)  # of so few images all
+        module.eval()
         x, y = task.splits["test"]
         with torch.no_grad():
             plain = float(nn.functional.cross_entropy(module(x), y))
         assert plain == pytest.approx(loss, rel=1e-4)
+
+
+def test_images_from_which_batchnorm_takes_its_statistics(copies, monkeypatch):
+    monkeypatch.setenv("DSS_CIFAR_DIR", str(copies[0]))
+    task = dss.cifar10("resnet8", n_train=6, n_eval=4, n_reference=3)
+    assert torch.equal(task.reference, task.splits["train"][0][:3])
+    assert dss.cifar10("cnn", n_train=6, n_eval=4).reference is None
+    for arguments, message in (
+        ({"network": "cnn", "n_reference": 3}, "n_reference is 3, but cnn has no BatchNorm"),
+        ({"network": "resnet8", "n_reference": 7}, "n_reference is 7"),
+        ({"network": "resnet8", "n_reference": 1}, "n_reference is 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dss.cifar10(n_train=6, n_eval=4, **arguments)
 
 
 @pytest.mark.skipif(not os.environ.get("DSS_CIFAR_DIR"), reason="no folder with CIFAR-10")

@@ -27,6 +27,7 @@ HOMES = {
     "losses_along": "curve",
     "mnist": "tasks",
     "polynomial": "tasks",
+    "ptb": "tasks",
     "quad": "tasks",
     "study": "studies",
     "sweep": "runs.grid",

@@ -12,9 +12,7 @@ import io
 import os
 import pickle
 import tarfile
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,8 +20,9 @@ import numpy as np
 
 from dss.checks import check_whole
 from dss.data import data_root
-from dss.files import write
 from dss.given import folder_from
+from dss.provenance import note_data
+from dss.sources import Source, download, first_of, install, published
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,21 +31,6 @@ BATCHES, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 COPIES = "cifar10_jpeg.npz"
 COPIES_SHA256 = "a148c51cd669eceedc06b48bd3b514557040e0008c2818d6f4e6d7a095aa351d"
 MEAN, DEVIATION = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images
-
-
-@dataclass(frozen=True)
-class Source:
-    """Which images are used.
-
-    Attributes:
-        kind: `"official"` or `"jpeg"`.
-        path: the folder of the official batches, or the file with the copies.
-        sha256: of the official batches one after the other, or of the file.
-    """
-
-    kind: str
-    path: Path
-    sha256: str
 
 
 def ensure_cifar10(root: str | Path | None = None) -> Source:
@@ -62,17 +46,16 @@ def ensure_cifar10(root: str | Path | None = None) -> Source:
         ValueError: the folder is no place on this machine, or lies in a file.
         RuntimeError: every source failed; the message lists each with its reason.
     """
-    root, failures = folder_from(root, "root") if root is not None else data_root(), []
-    for source in (_from_batches, _from_given_folder, _from_site):
-        try:
-            return source(root)
-        except (OSError, ValueError, RuntimeError, KeyError, EOFError, tarfile.TarError) as error:
-            failures.append(str(error))
-    tried = "\n".join(f"  - {failure}" for failure in failures)
-    raise RuntimeError(
-        f"CIFAR-10 is not in {root}. Tried:\n{tried}\nPut {ARCHIVE}, {BATCHES}/ or {COPIES} into a "
-        "folder and set DSS_CIFAR_DIR to it, or use dss.mnist() or dss.digits()."
-    )
+    root = folder_from(root, "root") if root is not None else data_root()
+    places = [partial(place, root) for place in (_from_batches, _from_given_folder, _from_site)]
+    try:
+        return first_of(places, between="\n  - ")
+    except ValueError as error:
+        raise RuntimeError(
+            f"CIFAR-10 is not in {root}. Tried:\n  - {error}\nPut {ARCHIVE}, {BATCHES}/ or "
+            f"{COPIES} into a folder and set DSS_CIFAR_DIR to it, or use dss.mnist() or "
+            "dss.digits()."
+        ) from error
 
 
 def load_cifar10(
@@ -101,73 +84,52 @@ def load_cifar10(
     for split, n in (("train", n_train), ("test", n_eval)):
         pixels, labels = READERS[source.kind](source.path, split, n)
         splits.append(((pixels.float() / 255 - mean) / deviation, labels.long()))
+    note_data("cifar10", source.kind, source.sha256)
     return tuple(splits), source
 
 
-def _files() -> dict[str, list[tuple[str, str]]]:
-    """Official file names with their md5, as torchvision knows them."""
+def _files(*splits: str) -> list[tuple[str, str]]:
+    """Official file names with their md5, as torchvision knows them, of some splits or both."""
     from torchvision.datasets import CIFAR10
 
     lists = {"train": CIFAR10.train_list, "test": CIFAR10.test_list}
-    return {split: [tuple(entry) for entry in files] for split, files in lists.items()}
-
-
-def _official(folder: Path) -> Source:
-    """The official files in a folder; OSError or ValueError where one is missing or damaged."""
-    sha256 = hashlib.sha256()
-    for name, md5 in [entry for files in _files().values() for entry in files]:
-        content = (folder / name).read_bytes()
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise ValueError(f"{folder / name}: {len(content)} bytes, not the published file")
-        sha256.update(content)
-    return Source("official", folder, sha256.hexdigest())
+    return [tuple(entry) for split in splits or lists for entry in lists[split]]
 
 
 def _from_batches(root: Path) -> Source:
-    return _official(root / BATCHES)
+    return published(root / BATCHES, _files())
 
 
 def _from_given_folder(root: Path) -> Source:
     given = os.environ.get("DSS_CIFAR_DIR")
     if not given:
         raise ValueError("DSS_CIFAR_DIR: not set")
-    folder, failures = folder_from(given, "DSS_CIFAR_DIR"), []
-    readers: list[Callable[[], Source]] = [
-        lambda: _official(folder / BATCHES),
+    folder = folder_from(given, "DSS_CIFAR_DIR")
+    readers = [
+        lambda: published(folder / BATCHES, _files()),
         lambda: _unpacked((folder / ARCHIVE).read_bytes(), root),
         lambda: _copies(folder / COPIES),
     ]
-    for reader in readers:
-        try:
-            return reader()
-        except (OSError, ValueError, KeyError, EOFError, tarfile.TarError) as error:
-            failures.append(str(error))
-    raise ValueError(f"DSS_CIFAR_DIR={given}: " + "; ".join(failures))
+    try:
+        return first_of(readers)
+    except ValueError as error:
+        raise ValueError(f"DSS_CIFAR_DIR={given}: {error}") from error
 
 
 def _from_site(root: Path) -> Source:
-    from urllib.request import urlopen
-
     from torchvision.datasets import CIFAR10
 
-    try:
-        with urlopen(CIFAR10.url, timeout=20) as response:
-            archive = response.read()
-    except OSError as error:
-        raise ValueError(f"the official site: {error}") from error
-    return _unpacked(archive, root)
+    return _unpacked(download(CIFAR10.url, "the official site"), root)
 
 
 def _unpacked(archive: bytes, root: Path) -> Source:
     """Write the official files of their archive below `root`, each when its md5 is right."""
     with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as files:
-        for name, md5 in [entry for files in _files().values() for entry in files]:
-            content = files.extractfile(f"{BATCHES}/{name}").read()
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-                raise ValueError(f"{ARCHIVE}: {name} is not the published file")
-            (root / BATCHES).mkdir(parents=True, exist_ok=True)
-            write(root / BATCHES / name, content)
-    return _official(root / BATCHES)
+
+        def content_of(name: str) -> bytes:
+            return files.extractfile(f"{BATCHES}/{name}").read()
+
+        return install(content_of, _files(), root / BATCHES, ARCHIVE)
 
 
 def _copies(path: Path) -> Source:
@@ -187,7 +149,7 @@ def _read_official(folder: Path, split: str, n: int) -> tuple[Tensor, Tensor]:
     import torch
 
     pixels, labels = [], []
-    for name, _ in _files()[split]:  # their md5 is right, so that the pickle is the published one
+    for name, _ in _files(split):  # their md5 is right, so that the pickle is the published one
         batch = pickle.loads((folder / name).read_bytes(), encoding="latin1")
         pixels.append(np.asarray(batch["data"], dtype=np.uint8).reshape(-1, 3, 32, 32))
         labels += batch["labels"]

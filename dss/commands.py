@@ -36,10 +36,11 @@ class Device(StrEnum):
 
 
 class Dataset(StrEnum):
-    """Which images are fetched."""
+    """Which data are fetched."""
 
     mnist = "mnist"
     cifar10 = "cifar10"
+    ptb = "ptb"
 
 
 Names = Annotated[list[str] | None, typer.Argument(help="Notebooks; all by default.")]
@@ -52,19 +53,22 @@ SECONDS_TO_ANSWER = 10  # after which a scheduler that says nothing counts as no
 
 @app.command()
 def data(
-    name: Annotated[Dataset, typer.Argument(help="Which images.")] = Dataset.mnist,
+    name: Annotated[Dataset, typer.Argument(help="Which data.")] = Dataset.mnist,
 ) -> None:
-    """Fetch MNIST or CIFAR-10 into data/ and check it byte for byte."""
+    """Fetch MNIST, CIFAR-10 or the Penn Treebank into data/ and check it byte for byte."""
     from dss.cifar import ensure_cifar10
     from dss.data import ensure_mnist
+    from dss.treebank import ensure_ptb
 
     with errors_told():
         if name is Dataset.mnist:
             typer.echo(f"MNIST is complete in {ensure_mnist()}")
-        else:
-            source = ensure_cifar10()
-            typer.echo(f"CIFAR-10 ({source.kind}) is complete in {source.path}")
-            typer.echo(f"sha256 {source.sha256}")
+            return
+        is_images = name is Dataset.cifar10
+        source = ensure_cifar10() if is_images else ensure_ptb()
+        called = "CIFAR-10" if is_images else "The Penn Treebank"
+        typer.echo(f"{called} ({source.kind}) is complete in {source.path}")
+        typer.echo(f"sha256 {source.sha256}")
 
 
 @app.command()

@@ -15,6 +15,13 @@ from dss.given import json_from
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent
+# Which copy of each data set this process has read: the manifests of its figures name it.
+DATA_READ: dict[str, dict[str, str]] = {}
+
+
+def note_data(name: str, kind: str, sha256: str) -> None:
+    """Note that a data set was read, for the manifests of this process."""
+    DATA_READ[name] = {"kind": kind, "sha256": sha256}
 
 
 def source(*roots: str) -> str:

@@ -14,7 +14,7 @@ from dss.checks import check_assertions
 from dss.files import write
 from dss.given import folder_from, manifest_from
 from dss.parameters import check_parameters, declared_parameters, paper_parameters
-from dss.provenance import PROJECT, environment, notebook_sha256
+from dss.provenance import DATA_READ, PROJECT, environment, notebook_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,6 +163,7 @@ class Results:
             "notebook_sha256": notebook_sha256(self.file),
             "parameters": portable(self.parameters),
             "seed": self.parameters["seed"],
+            "data": dict(DATA_READ),
             "tables": self.tables,
             "tolerances": self.tolerances,
             "timings": self.timings,

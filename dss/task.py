@@ -43,7 +43,7 @@ from dss.networks.brought import (
     theta_by_name,
     weights_of,
 )
-from dss.networks.losses import LOSSES
+from dss.networks.losses import LOSSES, OF_MEAN
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode, usual
 from dss.networks.samples import (
@@ -252,9 +252,9 @@ class Task:
         is_module = self.module is not None and self.reference is None
         if self.budget.stacks and is_module and split_after_first(self.module):
 
-            def values(rows: slice) -> Callable[[Tensor, Tensor], Tensor]:
+            def values(rows: slice, x: Tensor, y: Tensor) -> Tensor:
                 segments = theta_1[rows], theta_2[rows], t[rows]
-                return partial(losses_on_segments, self.module, self.metric_function, *segments)
+                return losses_on_segments(self.module, self.metric_function, *segments, x, y)
 
             return self._mean_over(values, len(theta_1), "test", theta_1.dtype)
         # All points of all segments at a time fit neither caches nor, for large networks, memory.
@@ -424,7 +424,8 @@ class Task:
 
         with torch.no_grad():
             first, *others = map(mean_of, range(0, n_samples, step))
-            return sum(others, first)
+            means = sum(others, first)
+            return OF_MEAN[self.metric](means) if self.metric in OF_MEAN else means
 
     def _training_batch(self, batch: Tensor | slice, dtype: torch.dtype, generator) -> tuple:
         """Inputs and targets of a batch; what their transforms draw follows from the generator."""

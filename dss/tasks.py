@@ -1,20 +1,24 @@
 """The tasks of the paper, and explicit landscapes whose answer is known."""
 
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dss.checks import check_flag, check_whole, lookup, numbers_of, short
+from dss.checks import check_flag, check_number, check_whole, lookup, numbers_of, short
 from dss.cifar import load_cifar10
 from dss.data import load_digits, load_mnist, polynomial_samples
 from dss.networks.architectures import (
     authors_cnn,
+    authors_colour_cnn,
     authors_dropout,
+    densenet,
     draw,
+    draw_tutorial,
     image_mlp,
     mlp,
     resnet,
@@ -24,8 +28,10 @@ from dss.networks.architectures import (
 from dss.networks.batchnorm import batch_statistics, norms_of
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode
+from dss.networks.sequences import WordGPT, WordLSTM
 from dss.task import Landscape, Task
 from dss.theta import shapes_of
+from dss.treebank import MOST_WORDS, load_ptb
 
 POLYNOMIALS = {"quadratic": [0.1, 0.25, 0.5], "cubic": [0.0, 3.0, -10.0, 8.0]}
 
@@ -73,6 +79,48 @@ IMAGE_SETTINGS = {
     },
 }
 
+COLOUR_SETTINGS = {
+    None: IMAGE_SETTINGS[None],
+    "authors": {
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "batch_size": 128,
+        "alpha": 0.98,
+        "slack": 1.1,
+        "n_t": 21,
+        "t_star": "grid",
+        "insert_first": True,
+        "max_depth": 10,
+        "max_steps": 100_000,
+        "patience": 20_000,
+        "check_every": 100,
+    },
+}
+WORD_SETTINGS = {
+    None: {
+        "optimizer": "adam",
+        "lr": 3e-3,
+        "batch_size": 64,
+        "patience": 3_000,
+        "check_every": 30,
+        "t_star": "coarse",
+    },
+    "authors": {
+        "optimizer": "sgd",
+        "lr": 1.0,
+        "batch_size": 20,
+        "alpha": 0.98,
+        "slack": 1.1,
+        "n_t": 21,
+        "t_star": "midpoint",
+        "insert_first": True,
+        "max_depth": 10,
+        "max_steps": 200_000,
+        "patience": 40_000,
+        "check_every": 100,
+    },
+}
+
 # The networks of the authors' polynomial scripts; that of the cubic serves all others.
 AUTHORS_NETWORKS = {
     "quadratic": {"activation": "sigmoid", "hidden": (4, 4), "bias": False, "final": (nn.Sigmoid,)},
@@ -88,8 +136,17 @@ COLOUR_NETWORKS = {
     "cnn": lambda: small_cnn(32, 3),
     "resnet8": lambda: resnet(1),
     "resnet20": lambda: resnet(3),
+    "densenet": lambda: densenet(3, 12),
 }
 IMAGE_METRICS = {"loss": "cross_entropy", "error": "error"}
+
+# Of words: networks by name, and the metric that each choice stands for.
+WORD_NETWORKS = {
+    "lstm": lambda n_words, context: WordLSTM(n_words, 32, 1),
+    "gpt": lambda n_words, context: WordGPT(n_words, context, 32, 2, 2),
+    "authors": lambda n_words, context: WordLSTM(n_words, 200, 2),
+}
+WORD_METRICS = {"loss": "cross_entropy_of_words", "perplexity": "perplexity"}
 
 
 def quad(
@@ -237,6 +294,30 @@ def digits(
     return _classification("digits", load_digits, network, metric, n_eval, preset)
 
 
+@dataclass(frozen=True, eq=False)
+class OfScript(Task):
+    """A task whose descents are those of the authors' scripts; what is measured stays the same.
+
+    Attributes:
+        l2: `(P,)`, half the sum of `l2 * theta^2` is added to the training loss; None: nothing.
+        clip: each network's gradient is shortened to this norm where it is longer.
+        others: as in `Task`.
+    """
+
+    l2: Tensor | None = field(default=None, repr=False)
+    clip: float = math.inf
+
+    def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
+        losses, gradients = super()._gradients(thetas, batch, generator)
+        if self.l2 is not None:
+            pull = self.l2.to(thetas) * thetas
+            losses, gradients = losses + (pull * thetas).sum(dim=1) / 2, gradients + pull
+        if self.clip < math.inf:
+            norms = gradients.norm(dim=1, keepdim=True)
+            gradients = gradients * (self.clip / norms).clamp(max=1)
+        return losses, gradients
+
+
 @in_usual_mode
 def cifar10(
     network: str = "cnn",
@@ -244,29 +325,54 @@ def cifar10(
     n_train: int | None = None,
     n_eval: int | None = None,
     n_reference: int | None = None,
+    preset: str | None = None,
+    l2: float = 0.0,
 ) -> Task:
     """Colour images of ten classes, fetched and checked by `dss.cifar.ensure_cifar10`.
 
     Args:
         network: `"cnn"` (conv 5x5-8 and 5x5-8 with stride 2, 10; 7,346 parameters), `"resnet8"` or
-            `"resnet20"` (He et al. 2016; 75,290 and 269,722 parameters).
+            `"resnet20"` (He et al. 2016; 75,290 and 269,722 parameters), `"densenet"` (Huang et al.
+            2017; DenseNet-BC of depth 22 with growth 12, 71,686), or `"authors"` (conv 5x5-64,
+            pool 3x3 with stride 2, the same again, 384, 192, 10; 1.07 million parameters, of
+            images cropped to their middle 24x24 pixels).
         metric: as in `mnist`.
         n_train: training images; all 50,000 by default.
         n_eval: the evaluation set is the first `n_eval` test images; 1,000 by default.
         n_reference: BatchNorm takes its statistics, where losses are measured, from the first
             `n_reference` training images (`batch_statistics`), which every evaluation of a network
             passes once; by default from a tenth of `n_eval`, 100 at least.
+        preset: `"authors"` for the authors' published script: their network, the error rate on
+            10,000 images (or n_eval), initial values and `settings`.
+        l2: with the preset, the weight of |w|^2 / 2 over the two hidden linear layers in the loss
+            that training descends.  The authors have it for endpoints and not for beads: train
+            endpoints on the task with l2=0.004, which is the value of the tutorial that the script
+            follows, and search on the task without.
 
     Returns:
         The task; its name ends with `(jpeg)` where the images are copies with loss.
 
     Raises:
-        TypeError, ValueError: an unknown name, or n_train, n_eval or n_reference out of range.
+        TypeError, ValueError: an unknown name, n_train, n_eval or n_reference out of range, or l2
+            < 0 or without the preset.
         RuntimeError: the data cannot be had.
+
+    Differs: the tutorial distorts its training images at random, and its learning rate falls after
+        very many steps; neither is done here.
     """
-    build = lookup(COLOUR_NETWORKS, network, "network")
+    settings = lookup(COLOUR_SETTINGS, preset, "preset")
+    network, metric = ("authors", "error") if preset else (network, metric)
+    build = lookup(COLOUR_NETWORKS | {"authors": authors_colour_cnn}, network, "network")
     metric_name = lookup(IMAGE_METRICS, metric, "metric")
-    splits, source = load_cifar10(n_train, 1_000 if n_eval is None else n_eval)
+    l2 = check_number(l2, "l2", lambda v: v >= 0, ">= 0")
+    if l2 and not preset:
+        raise ValueError(f"l2 is {l2}; only the network of preset='authors' has it")
+    usual_n = None if preset else 1_000
+    splits, source = load_cifar10(n_train, usual_n if n_eval is None else n_eval)
+    if network == "authors":  # channels last are faster on a CPU
+        middle = (slice(None), slice(None), slice(4, 28), slice(4, 28))
+        last = torch.channels_last
+        splits = [(x[middle].contiguous(memory_format=last), y) for x, y in splits]
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
         module = build()
     if norms_of(module):
@@ -276,17 +382,83 @@ def cifar10(
         module = batch_statistics(module, splits[0][0][:n_reference])
     elif n_reference is not None:
         raise ValueError(f"n_reference is {n_reference}, but {network} has no BatchNorm")
-    settings = IMAGE_SETTINGS[None]
-    return Task.from_module(
+    endings = [preset, f"l2 {l2:g}" if l2 else None, source.kind if source.kind == "jpeg" else None]
+    task = Task.from_module(
         module,
         "cross_entropy",
         *splits,
         metric=metric_name,
+        init=partial(draw_tutorial, module) if network == "authors" else None,
         batch_size=settings["batch_size"],
-        eval_chunk=500,
-        name=f"cifar10 {network} {metric_name}" + (" (jpeg)" if source.kind == "jpeg" else ""),
+        eval_chunk=250 if network == "authors" else 500,
+        name=" ".join([f"cifar10 {network} {metric_name}", *(f"({e})" for e in endings if e)]),
         settings=settings,
     )
+    if not l2:
+        return task
+    hidden = {"7.weight", "9.weight"}
+    parts = [torch.full((s.numel(),), l2 * (k in hidden)) for k, s in shapes_of(module).items()]
+    return OfScript(**vars(task), l2=torch.cat(parts))
+
+
+@in_usual_mode
+def ptb(
+    network: str = "lstm",
+    metric: str = "loss",
+    n_train: int | None = None,
+    n_eval: int | None = None,
+    context: int = 20,
+    n_words: int | None = None,
+    preset: str | None = None,
+) -> Task:
+    """Next words of the Penn Treebank, fetched and checked by `dss.treebank.ensure_ptb`.
+
+    A sample is a row of words, and its targets are the words that follow each.
+
+    Args:
+        network: `"lstm"` (one layer of 32 units), `"gpt"` (two pre-norm blocks of width 32 with two
+            heads, tied embeddings) or `"authors"` (an LSTM with two layers of 200 units).
+        metric: `"loss"` (cross-entropy of a word, in nats) or `"perplexity"` (its exponential, of
+            the mean over the whole evaluation set); training descends cross-entropy either way.
+        n_train: rows of the training file; all by default.
+        n_eval: the evaluation set is the first `n_eval` rows of the test file; 200 by default.
+        context: T, words in a row.
+        n_words: the most frequent words, which are kept; 1,000 by default, others are `<unk>`.
+        preset: `"authors"` for the authors' published script: their network with 10,000 words, the
+            perplexity on all rows of the test file (or n_eval), initial values and `settings`.  As
+            in the tutorial of these sizes, the training loss is a sum over the words of a row, and
+            gradients longer than 5 are shortened; without, the descent diverges.
+
+    Raises:
+        TypeError, ValueError: an unknown name, or a number out of range.
+        RuntimeError: the data cannot be had.
+
+    Differs: the state of an LSTM is zero before every row, so that rows are samples like any other;
+        a script that reads the text in order carries the state on.
+    """
+    settings = lookup(WORD_SETTINGS, preset, "preset")
+    if preset:
+        network, metric, n_words = "authors", "perplexity", n_words or MOST_WORDS
+    build = lookup(WORD_NETWORKS, network, "network")
+    metric_name = lookup(WORD_METRICS, metric, "metric")
+    n_words, usual_n = 1_000 if n_words is None else n_words, None if preset else 200
+    splits = load_ptb(n_words, context, n_train, usual_n if n_eval is None else n_eval)
+    make = partial(build, n_words, context)
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = make()
+    of_kind = {"lstm": "torch", "authors": "narrow"}
+    task = Task.from_module(
+        make,
+        "cross_entropy_of_rows" if preset else "cross_entropy_of_words",
+        *splits,
+        metric=metric_name,
+        init=partial(draw, module, of_kind[network]) if network in of_kind else None,
+        batch_size=settings["batch_size"],
+        eval_chunk=100,
+        name=f"ptb {network} {metric_name}" + (f" ({preset})" if preset else ""),
+        settings=settings,
+    )
+    return OfScript(**vars(task), clip=5.0) if preset else task
 
 
 @in_usual_mode

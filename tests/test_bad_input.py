@@ -351,8 +351,14 @@ TABLE = {
     "digits": (alone(dss.digits), IMAGES),
     "cifar10": (
         alone(dss.cifar10),
-        {name: bad for name, bad in IMAGES.items() if name != "preset"}
-        | {"n_train": [*NO_COUNT, 50_001, "x", True, []]},
+        IMAGES | {"n_train": [*NO_COUNT, 50_001, "x", True, []], "l2": [-1, 0.1, *NO_NUMBER]},
+    ),
+    "ptb": (
+        alone(dss.ptb),
+        {"network": ["cnn", 3, None, []], "metric": ["error", 3, None, []]}
+        | {"preset": ["draft", 3, []], "n_words": [1, 10_001, 1.5, "x", True, []]}
+        | {"context": [*NO_COUNT, 1_001, "x", True, None]}
+        | {"n_train": [*NO_COUNT, 10**6, "x", True, []], "n_eval": [*NO_COUNT, 10**6, "x", True]},
     ),
     "landscape": (
         alone(dss.landscape, function=lambda theta: theta.sum(-1), dim=2),

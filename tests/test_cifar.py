@@ -15,7 +15,7 @@ from torch.optim.swa_utils import update_bn
 
 import dss
 from dss import cifar
-from dss.networks.architectures import resnet
+from dss.networks.architectures import densenet, resnet
 from dss.status import Status
 
 
@@ -148,7 +148,41 @@ def test_residual_networks_are_the_published_ones(n_blocks, n_params):
     assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("network", ["cnn", "resnet8"])
+def test_a_dense_network_is_the_published_one():
+    module = densenet(3, 12)
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) + 1 == 22, "depth"
+    assert [m.in_channels for m in convolutions if m.kernel_size == (1, 1)] == [
+        24, 36, 48, 60, 30, 42, 54, 66, 33, 45, 57,
+    ]  # fmt: skip
+    assert module(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_the_authors_network(alone, official, copies, monkeypatch, seeded):
+    monkeypatch.setenv("DSS_CIFAR_DIR", str(copies[0]))
+    task, plain = (dss.cifar10(preset="authors", n_train=6, n_eval=4, l2=l2) for l2 in (0.004, 0))
+    assert task.splits["test"][0].shape == (4, 3, 24, 24) and task.n_params == 1_068_298
+    assert task.name == "cifar10 authors error (authors) (l2 0.004) (jpeg)"
+    theta = task.init(1, seeded())
+    by_name = dss.theta.unflatten(theta[0], dss.theta.shapes_of(task.module))
+    for name, deviation in (("0.weight", 0.05), ("7.weight", 0.04), ("11.weight", 1 / 192)):
+        values = by_name[name]
+        assert values.abs().max() <= 2 * deviation * 1.001
+        assert float(values.std()) == pytest.approx(0.88 * deviation, rel=0.05), name
+    assert set(by_name["0.bias"].tolist()) == {0.0} and by_name["3.bias"].min() > 0.0999
+    hidden = [by_name[name] for name in ("7.weight", "9.weight")]
+    penalty = 0.002 * sum(float(w.double().square().sum()) for w in hidden)
+    losses, gradients = zip(task.gradients(theta), plain.gradients(theta), strict=True)
+    assert float(losses[0] - losses[1]) == pytest.approx(penalty, rel=1e-3)
+    pull = dss.theta.unflatten((gradients[0] - gradients[1])[0], dss.theta.shapes_of(task.module))
+    torch.testing.assert_close(pull["7.weight"], 0.004 * hidden[0], atol=1e-6, rtol=1e-3)
+    assert float(pull["11.weight"].abs().max()) < 1e-6
+    assert task.to("cpu").l2 is not None and float(task.losses(theta)) == float(plain.losses(theta))
+    with pytest.raises(ValueError, match="l2 is 0.1; only the network of preset='authors'"):
+        dss.cifar10("cnn", l2=0.1)
+
+
+@pytest.mark.parametrize("network", ["cnn", "resnet8", "densenet"])
 def test_a_string_between_networks(alone, official, copies, monkeypatch, network, seeded):
     monkeypatch.setenv("DSS_CIFAR_DIR", str(copies[0]))
     task = dss.cifar10(network, n_train=6, n_eval=4)

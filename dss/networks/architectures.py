@@ -71,6 +71,79 @@ def resnet(n_blocks: int, n_channels: int = 3) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+class DenseLayer(nn.Module):
+    """A convolution 1x1 to four times `growth` channels and one 3x3 to `growth`, beside the input.
+
+    BatchNorm and a ReLU stand before each.
+    """
+
+    def __init__(self, n_in: int, growth: int):
+        super().__init__()
+        self.norm_1, self.norm_2 = nn.BatchNorm2d(n_in), nn.BatchNorm2d(4 * growth)
+        self.conv_1 = nn.Conv2d(n_in, 4 * growth, 1, bias=False)
+        self.conv_2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv_1(torch.relu(self.norm_1(x)))
+        return torch.cat([x, self.conv_2(torch.relu(self.norm_2(h)))], dim=1)
+
+
+def densenet(n_layers: int, growth: int, n_channels: int = 3) -> nn.Sequential:
+    """DenseNet-BC of depth 6 n + 4 for small images: three blocks of n layers.
+
+    Between two blocks a convolution 1x1 halves the channels, and an average pooling the sides.
+
+    Source: Huang et al., Densely Connected Convolutional Networks (2017).
+    """
+    width = 2 * growth
+    layers = [nn.Conv2d(n_channels, width, 3, padding=1, bias=False)]
+    for block in range(3):
+        if block:
+            halved = nn.Conv2d(width, width // 2, 1, bias=False)
+            layers += [nn.BatchNorm2d(width), nn.ReLU(), halved, nn.AvgPool2d(2)]
+            width //= 2
+        layers += [DenseLayer(width + k * growth, growth) for k in range(n_layers)]
+        width += n_layers * growth
+    layers += [nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+def authors_colour_cnn() -> nn.Sequential:
+    """The network of the authors' CIFAR-10 script, for images of 24x24 pixels.
+
+    Differs: local response normalisation, which the tutorial that the script follows has after each
+    convolution, is left out; it divides by nearly 1, and takes more time than all the rest.
+    """
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Conv2d(64, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(64 * 6 * 6, 384),
+        nn.ReLU(),
+        nn.Linear(384, 192),
+        nn.ReLU(),
+        nn.Linear(192, 10),
+    )
+
+
+# Of the layers of `authors_colour_cnn`: standard deviation of the weights, and the biases.
+TUTORIAL_VALUES = [(0.05, 0.0), (0.05, 0.1), (0.04, 0.1), (0.04, 0.1), (1 / 192, 0.0)]
+
+
+def draw_tutorial(module: nn.Module, n: int, generator: torch.Generator) -> Tensor:
+    """Initial values of `n` networks of `authors_colour_cnn`: truncated normal weights."""
+    sizes = [p.numel() for p in module.parameters()]
+    parts = list(uniform(n, sum(sizes), generator).split(sizes, dim=1))
+    for k, (deviation, bias) in enumerate(TUTORIAL_VALUES):
+        parts[2 * k] = 10 * deviation * _truncated_normal(parts[2 * k])
+        parts[2 * k + 1] = torch.full_like(parts[2 * k + 1], bias)
+    return torch.cat(parts, dim=1)
+
+
 class Dropout(nn.Module):
     """Dropout whose mask is an argument of the network, so that the generator is the run's own."""
 
@@ -126,6 +199,7 @@ def _truncated_normal(u: Tensor) -> Tensor:
 INITIAL_VALUES = {
     "torch": (lambda u, n: (2 * u - 1) / math.sqrt(n), lambda u, n: (2 * u - 1) / math.sqrt(n)),
     "uniform": (lambda u, n: 2 * u - 1, lambda u, n: torch.special.ndtri(u)),
+    "narrow": (lambda u, n: 0.2 * u - 0.1, lambda u, n: 0.2 * u - 0.1),
     "truncated": (lambda u, n: _truncated_normal(u), lambda u, n: torch.full_like(u, 0.1)),
 }
 

@@ -22,6 +22,16 @@ def cross_entropy_of_softmax(output: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(output.softmax(dim=1), y)
 
 
+def cross_entropy_of_words(output: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of every word; output `(B, T, V)`, y `(B, T)`."""
+    return F.cross_entropy(output.flatten(0, 1), y.flatten())
+
+
+def cross_entropy_of_rows(output: Tensor, y: Tensor) -> Tensor:
+    """The same as a sum over the T words of a row, and a mean over rows."""
+    return y.shape[1] * cross_entropy_of_words(output, y)
+
+
 # Each maps outputs (B, ...) and targets to their mean over the batch.
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": F.mse_loss,
@@ -31,7 +41,14 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "error": error_rate,
     "cross_entropy_of_softmax": cross_entropy_of_softmax,
+    "cross_entropy_of_words": cross_entropy_of_words,
+    "cross_entropy_of_rows": cross_entropy_of_rows,
+    "perplexity": cross_entropy_of_words,  # its logarithm
 }
+
+# Metrics that are no means over samples, but a function of one: applied when the mean over a whole
+# sample is known, so that it does not depend on how the sample is cut.  Training descends the mean.
+OF_MEAN: dict[str, Callable[[Tensor], Tensor]] = {"perplexity": torch.exp}
 
 # Losses that are means of a function of the residual: that function and its derivative.
 RESIDUAL_LOSSES = [

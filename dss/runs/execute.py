@@ -15,6 +15,7 @@ from dss.data import ensure_mnist
 from dss.given import json_from, manifest_from
 from dss.provenance import PROJECT, lock_sha256, notebook_sha256, source
 from dss.results import CHECKPOINTS, portable
+from dss.treebank import ensure_ptb
 
 if TYPE_CHECKING:
     from traitlets.config import Config
@@ -24,7 +25,7 @@ ENGINE = "dss"  # of papermill: its own, with a call after each cell
 # Folders that hold the connection file of a kernel which runs now.
 _connections: set[str] = set()
 # What a notebook can say in its metadata that it cannot begin without.
-DATA = {"mnist": ensure_mnist, "cifar10": ensure_cifar10}
+DATA = {"mnist": ensure_mnist, "cifar10": ensure_cifar10, "ptb": ensure_ptb}
 
 
 def fetch_data(notebooks: Iterable[Path]) -> None:

@@ -46,6 +46,7 @@ from dss.networks.brought import (
 from dss.networks.losses import LOSSES, OF_MEAN
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode, usual
+from dss.networks.observed import check_writes
 from dss.networks.samples import (
     READ,
     Sample,
@@ -55,6 +56,7 @@ from dss.networks.samples import (
     moved,
     opened,
     part_of,
+    rows_of,
     sample_on,
     seeded,
     size_of,
@@ -500,7 +502,8 @@ class Task:
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, in another dtype or without a size yet, a network in
-                DataParallel or TorchScript, an unknown loss, samples that do not fit the network
+                DataParallel or TorchScript, a forward that writes to its own parameters or buffers
+                (max_norm, clamp_, a counter), an unknown loss, samples that do not fit the network
                 or each other or hold NaN, inf or a label that is no class, no parameters, a
                 batch_size below 1, or none for a dataset.
         """
@@ -551,6 +554,8 @@ class Task:
         for split, sample in splits.items():
             splits[split] = sample = check_split(split, sample, first.dtype)
             x, y = sample.read(slice(0, 64)) if isinstance(sample, Streamed) else sample
+            if split == "train":
+                check_writes(module, rows_of(x, slice(2)))
             checked = [g if callable(g) else f for g, f in zip(given, functions, strict=True)]
             network = module if reference is None or split == "train" else measured
             for function, descends in zip(checked, (True, False), strict=True):

@@ -34,6 +34,7 @@ FLOORS = [
         "networks.losses",
         "networks.memory",
         "networks.modes",
+        "networks.observed",
     },
     {
         "runs.compare",

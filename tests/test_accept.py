@@ -1,0 +1,98 @@
+"""What is refused, or taken as it is meant: forwards that write, odd losses, misleading inputs."""
+
+import pytest
+import torch
+from torch import nn
+
+import dss
+
+X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randint(0, 9, (40, 4), generator=torch.Generator().manual_seed(2))
+
+
+class Acting(nn.Module):
+    """Two layers, between which a function does something with the network."""
+
+    def __init__(self, act, **buffers):
+        super().__init__()
+        self.first, self.last, self.act = nn.Linear(6, 8), nn.Linear(8, 3), act
+        for name, value in buffers.items():
+            self.register_buffer(name, value)
+
+    def forward(self, x):
+        self.act(self)
+        return self.last(torch.relu(self.first(x)))
+
+
+class Words(nn.Module):
+    """The mean of some words, read by a linear layer."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.words, self.last = nn.Embedding(9, 5, **options), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(self.words(x).mean(dim=1))
+
+
+def task_of(module, x=X, y=Y, loss="cross_entropy", **options):
+    return dss.Task.from_module(module, loss, (x, y), (x, y), **options)
+
+
+def clamp_without_gradient(network):
+    with torch.no_grad():
+        network.first.weight.clamp_(-9, 9)  # leaves all values as they are
+
+
+def replace_by_a_copy(network):
+    network.first.weight.data = network.first.weight.data.clamp(-9, 9)
+
+
+def count(network):
+    network.calls += 1
+
+
+def count_anew(network):
+    network.calls = network.calls + 1
+
+
+def make_a_mask(network):
+    if not hasattr(network, "mask"):
+        network.register_buffer("mask", torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "act, named",
+    [
+        (clamp_without_gradient, "writes to its parameter 'first.weight'"),
+        (lambda network: network.first.weight.clamp_(-9, 9), "parameter 'first.weight'.*not w.cl"),
+        (lambda network: network.first.bias.data.mul_(1), "writes to its parameter 'first.bias'"),
+        (replace_by_a_copy, "writes to its parameter 'first.weight'"),
+        (count, r"writes to its buffer 'calls'.*call module.eval\(\) first"),
+        (count_anew, "writes to its buffer 'calls'"),
+        (make_a_mask, r"makes the buffer 'mask'; run one batch .* module\(x\[:1\]\)"),
+    ],
+)
+def test_a_forward_that_writes_is_refused(act, named):
+    module = Acting(act, calls=torch.zeros(1))
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    with pytest.raises(ValueError, match=named):
+        task_of(module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_an_embedding_with_max_norm_is_refused():
+    with pytest.raises(ValueError, match="'words.weight'.* leave max_norm of an Embedding out"):
+        task_of(Words(max_norm=1e9), TOKENS)
+    task_of(Words(), TOKENS)
+
+
+def test_what_was_made_in_forward_before_is_taken():
+    module = Acting(make_a_mask)
+    module(X[:1])
+    task = task_of(module)
+    theta = dss.flatten(module)
+    with torch.no_grad():
+        expected = nn.functional.cross_entropy(module(X), Y)
+    torch.testing.assert_close(task.losses(theta.expand(2, -1)), expected.expand(2))

@@ -64,6 +64,7 @@ from dss.networks.samples import (
 from dss.networks.stacks import (
     can_be_stacked,
     losses_on_segments,
+    one_by_one_if_needed,
     split_after_first,
     stacked_gradients,
     stacked_losses,
@@ -477,7 +478,9 @@ class Task:
                 that the generator of the search draws, not the loader.  An evaluation set is read
                 once and held where it fits a quarter of free memory; else it is read in chunks
                 whenever losses are measured.
-            metric: what L0 is measured in, given like `loss`; the loss by default.
+            metric: what L0 is measured in, given like `loss`; the loss by default.  Losses and
+                metrics that `torch.vmap` cannot run (NumPy, `.item()`, boolean masks) are computed
+                for one network after the other; a metric may return a number.
             init: draws `(n, P)` from (n, generator); by default every layer's own
                 `reset_parameters`.
             batch_size: samples per gradient step; None: that of the loader, or the whole training
@@ -556,10 +559,12 @@ class Task:
             x, y = sample.read(slice(0, 64)) if isinstance(sample, Streamed) else sample
             if split == "train":
                 check_writes(module, rows_of(x, slice(2)))
-            checked = [g if callable(g) else f for g, f in zip(given, functions, strict=True)]
             network = module if reference is None or split == "train" else measured
-            for function, descends in zip(checked, (True, False), strict=True):
-                n_activations, n_fixed = run_samples(network, function, x, y, split, descends)
+            for i, descends in enumerate((True, False)):
+                checked = given[i] if callable(given[i]) else functions[i]
+                run = run_samples(network, checked, x, y, split, descends)
+                target = rows_of(y, slice(size_of((run.output, y))))
+                functions[i] = one_by_one_if_needed(functions[i], run.output, target, descends)
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
@@ -574,8 +579,8 @@ class Task:
             budget=Budget(
                 n_params,
                 first.device,
-                n_activations=n_activations,
-                n_fixed=n_fixed,
+                n_activations=run.n_activations,
+                n_fixed=run.n_fixed,
                 stacks=can_be_stacked(module, x),
             ),
             module=module,

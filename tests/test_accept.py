@@ -1,8 +1,12 @@
 """What is refused, or taken as it is meant: forwards that write, odd losses, misleading inputs."""
 
+import numpy as np
 import pytest
 import torch
+from sklearn.metrics import f1_score
 from torch import nn
+from torch.func import functional_call
+from torch.nn import functional as F
 
 import dss
 
@@ -96,3 +100,76 @@ def test_what_was_made_in_forward_before_is_taken():
     with torch.no_grad():
         expected = nn.functional.cross_entropy(module(X), Y)
     torch.testing.assert_close(task.losses(theta.expand(2, -1)), expected.expand(2))
+
+
+def error_in_numpy(output, y):
+    return float(np.mean(output.numpy().argmax(1) != y.numpy()))
+
+
+def error_by_item(output, y):
+    return torch.tensor((output.argmax(1) != y).float().mean().item())
+
+
+def f1_score_loss(output, y):
+    return 1 - f1_score(y, output.argmax(1), average="macro", zero_division=0)
+
+
+def entropy_where_unsure(output, y):
+    unsure = output.softmax(1).amax(1) < 0.6  # as many as there are
+    return F.cross_entropy(output[unsure], y[unsure])
+
+
+def entropy_by_branches(output, y):
+    value = F.cross_entropy(output, y)
+    return 2 * value if value > 1.1 else value
+
+
+@pytest.mark.parametrize("metric", [error_in_numpy, error_by_item, f1_score_loss])
+def test_a_metric_that_vmap_cannot_run_runs_one_by_one(metric):
+    task, reference = (task_of(plain(), metric=m, eval_chunk=None) for m in (metric, "error"))
+    thetas = 3 * task.init(3)
+    expected = [float(metric(plain_output(theta), Y)) for theta in thetas]
+    assert task.losses(thetas).tolist() == pytest.approx(expected, rel=1e-6)
+    curve = task.losses_between(thetas[:2], thetas[1:], torch.linspace(0, 1, 3))
+    assert curve[:, 0].tolist() == pytest.approx(expected[:2], rel=1e-6)
+    assert curve[:, 2].tolist() == pytest.approx(expected[1:], rel=1e-6)
+    if metric is not f1_score_loss:
+        assert torch.equal(task.losses(thetas), reference.losses(thetas))
+    assert task.metric == metric.__name__
+
+
+@pytest.mark.parametrize("loss", [entropy_where_unsure, entropy_by_branches])
+def test_a_loss_that_vmap_cannot_run_descends_one_by_one(loss, seeded):
+    task = task_of(plain(), loss=loss)
+    thetas = 3 * task.init(3, seeded(4))
+    losses, gradients = task.gradients(thetas)
+    for theta, value, gradient in zip(thetas, losses, gradients, strict=True):
+        leaf = theta.clone().requires_grad_()
+        expected = loss(plain_output(leaf), Y)
+        torch.testing.assert_close(value, expected.detach())
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, leaf)[0])
+    found = dss.train_to(task, task.init(2), 1.0, lr=1e-2)
+    assert found.reached.all()
+
+
+def test_a_loss_that_vmap_runs_otherwise_runs_one_by_one():
+    stacked = []
+
+    def loss(output, y):
+        stacked.append(torch._C._functorch.is_batchedtensor(output))
+        return F.cross_entropy(output, y) + stacked[-1]
+
+    task = task_of(plain(), loss=loss)
+    assert any(stacked)
+    stacked.clear()
+    task.losses(task.init(3))
+    assert stacked == [False] * 3
+
+
+def plain():
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def plain_output(theta):
+    module = plain()
+    return functional_call(module, dss.theta.unflatten(theta, dss.theta.shapes_of(module)), X)

@@ -4,11 +4,13 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from numbers import Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from dss.checks import check_finite, check_sizes
 from dss.networks.losses import LOSSES
@@ -186,19 +188,31 @@ def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
         )
 
 
+class Run(NamedTuple):
+    """What a few samples show.
+
+    Attributes:
+        output: of the first samples, `(n, ...)`.
+        n_activations: values that one sample's activations hold in one network, input included.
+        n_fixed: those that a network holds whatever the sample (the reference of
+            `batch_statistics`).
+    """
+
+    output: Tree
+    n_activations: int
+    n_fixed: int
+
+
 def run_samples(
     module: nn.Module, loss: Callable, x: Tree, y: Tree, split: str, descends: bool
-) -> tuple[int, int]:
-    """Run two samples, for errors while the cause is in sight.
+) -> Run:
+    """Run a few samples, for errors while the cause is in sight.
 
     Args:
         module, loss, x, y: of a task.
         split: what messages call the samples.
-        descends: whether the loss must have a gradient.
-
-    Returns:
-        Values that one sample's activations hold in one network, input included; and those that
-        a network holds whatever the sample.
+        descends: whether the loss must have a gradient; what has none, a metric, may return a
+            number, and is given 64 samples.
 
     Raises:
         TypeError, ValueError: as `Task.from_module` says.
@@ -213,9 +227,12 @@ def run_samples(
     ]
     try:
         with torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
+            _refuse_unlike_shapes()
             output, n_many = call(module, some), sum(counts)
-            value = loss(call(module, two), y_two)
+            few = call(module, two)
+            value = loss(few, y_two) if descends else loss(_detached(output), rows_of(y, slice(64)))
+            if not descends and isinstance(value, Real):
+                value = tree_leaves(output)[0].new_tensor(value)
             if descends and _is(value) and value.dim() == 0:
                 torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
     except Exception as error:
@@ -244,7 +261,8 @@ def run_samples(
         check_labels(split, loss, output, y)
     if not _is(value) or value.dim() != 0:
         shape = tuple(value.shape) if _is(value) else type(value).__name__
-        raise ValueError(f"the loss of two {split} samples is {shape}; a scalar is needed")
+        what = "loss of two" if descends else f"metric of {len(tree_leaves(some)[0])}"
+        raise ValueError(f"the {what} {split} samples is {shape}; a scalar is needed")
     n_few = sum(counts) - n_many
     answers, leaves = [call(module, some) for _ in range(2)], tree_leaves(output)
     if not all(_is(leaf) for leaf in leaves):
@@ -261,15 +279,24 @@ def run_samples(
     many, few = (len(tree_leaves(tree)[0]) for tree in (some, two))
     per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
     n_inputs = sum(v[0].numel() for v in tree_leaves(x))
-    return per_sample + n_inputs, max(0, n_few - few * per_sample)
+    return Run(_detached(output), per_sample + n_inputs, max(0, n_few - few * per_sample))
+
+
+def _refuse_unlike_shapes() -> None:
+    """Within `catch_warnings`: outputs and targets that torch would broadcast are an error."""
+    warnings.filterwarnings("error", "Using a target size", UserWarning)
+
+
+def _detached(output: Tree) -> Tree:
+    return tree_map(lambda v: v.detach() if _is(v) else v, output)
 
 
 def _runs(module: nn.Module, loss: Callable, x: Tree, y: Tree) -> bool:
     """Whether the loss of these samples can be computed: what torch says of a dtype varies."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)
-            loss(call(module, x), y)
+            _refuse_unlike_shapes()
+            loss(_detached(call(module, x)), y)
     except Exception:
         return False
     return True

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +31,20 @@ def cross_entropy_of_words(output: Tensor, y: Tensor) -> Tensor:
 def cross_entropy_of_rows(output: Tensor, y: Tensor) -> Tensor:
     """The same as a sum over the T words of a row, and a mean over rows."""
     return y.shape[1] * cross_entropy_of_words(output, y)
+
+
+class OneByOne(NamedTuple):
+    """A loss or metric that runs on the outputs of one network at a time, not under vmap.
+
+    Attributes:
+        function: of (output, y); a metric may return a number of Python or NumPy.
+    """
+
+    function: Callable
+
+    def __call__(self, output: Tensor, y: Tensor) -> Tensor:
+        value = self.function(output, y)
+        return value if isinstance(value, Tensor) else output.new_tensor(value)
 
 
 # Each maps outputs (B, ...) and targets to their mean over the batch.

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dss.networks import batchnorm, dense
-from dss.networks.losses import RESIDUAL_LOSSES
+from dss.networks.losses import LOSSES, RESIDUAL_LOSSES, OneByOne
 from dss.networks.samples import Tree, arguments_of, rows_of
 from dss.theta import interpolate, shapes_of, unflatten
 
@@ -130,8 +130,9 @@ def stacked_losses(loss: Callable, outputs: Tree, y: Tree) -> Tensor:
     known = _of_residual(loss)
     if known is not None:
         return known[0](outputs - y.to(outputs.dtype)).flatten(1).mean(dim=1)
-    if len(tree_leaves(outputs)[0]) == 1:
-        return loss(rows_of(outputs, 0), y)[None]
+    n = len(tree_leaves(outputs)[0])
+    if n == 1 or isinstance(loss, OneByOne):
+        return torch.stack([loss(rows_of(outputs, i), y) for i in range(n)])
     return torch.vmap(loss, in_dims=(0, None))(outputs, y)
 
 
@@ -174,3 +175,28 @@ def can_be_stacked(module: nn.Module, x: Tree) -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def one_by_one_if_needed(loss: Callable, output: Tree, y: Tree, descends: bool) -> Callable:
+    """The loss; or, where vmap does not run it or gives other values, the loss one by one.
+
+    Args:
+        loss: as in `stacked_losses`.
+        output: `(B, ...)` of one network, or a tree of such tensors, without a gradient.
+        y: `(B, ...)`.
+        descends: whether its gradient is needed.
+    """
+    if any(loss is known for known in LOSSES.values()) or isinstance(loss, OneByOne):
+        return loss
+    alone, outputs = OneByOne(loss), tree_map(lambda v: torch.stack([v, v.flip(0)]), output)
+    expected = stacked_losses(alone, outputs, y)
+    leaves = [v.requires_grad_(descends) for v in tree_leaves(outputs) if v.is_floating_point()]
+    try:
+        values = stacked_losses(loss, outputs, y)
+        if values.requires_grad:
+            torch.autograd.grad(values.sum(), leaves, allow_unused=True)
+    except Exception:
+        return alone
+    rounding = 100 * torch.finfo(expected.dtype).eps
+    is_same = torch.allclose(values.detach(), expected.to(values), rtol=rounding, equal_nan=True)
+    return loss if is_same else alone

@@ -46,7 +46,8 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     generator = torch.Generator().manual_seed(0)
     probe = task.init(1, generator).to(task.device)
     n = size_of(task.splits["train"]) if task.splits else 0
-    batch = torch.arange(min(n, 100), device=task.device) if n else slice(None)
+    whole = task.batch_size is None  # of one graph no part can be taken
+    batch = slice(None) if whole else torch.arange(min(n, 100), device=task.device)
     values = {"source of dss": source(*modules_of(task)), "version of torch": torch.__version__}
     values |= {name: getattr(task, name) for name in TASK_SETTINGS}
     values |= {"device": task.device.type, "training batch": task.batch_size}

@@ -23,6 +23,7 @@ from dss.checks import (
 )
 from dss.descent import TRAINING_SETTINGS
 from dss.networks.accept import (
+    FEW,
     check_module,
     check_samples,
     check_split,
@@ -564,6 +565,11 @@ class Task:
                 checked = given[i] if callable(given[i]) else functions[i]
                 run = run_samples(network, checked, x, y, split, descends)
                 target = rows_of(y, slice(size_of((run.output, y))))
+                if run.n_least > FEW and (batch_size or eval_chunk):
+                    raise ValueError(
+                        f"the network takes the {size_of(sample)} {split} samples at once and no "
+                        "fewer; leave batch_size and eval_chunk out"
+                    )
                 functions[i] = one_by_one_if_needed(functions[i], run.output, target, descends)
         return cls(
             name=name or type(module).__name__,
@@ -581,7 +587,7 @@ class Task:
                 first.device,
                 n_activations=run.n_activations,
                 n_fixed=run.n_fixed,
-                stacks=can_be_stacked(module, x),
+                stacks=can_be_stacked(module, rows_of(x, slice(run.n_least))),
             ),
             module=module,
             loss_function=functions[0],

@@ -1,5 +1,7 @@
 """What is refused, or taken as it is meant: forwards that write, odd losses, misleading inputs."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -173,3 +175,127 @@ def plain():
 def plain_output(theta):
     module = plain()
     return functional_call(module, dss.theta.unflatten(theta, dss.theta.shapes_of(module)), X)
+
+
+class Graph(nn.Module):
+    """Two layers on one graph, whose nodes are the samples."""
+
+    def __init__(self, n):
+        super().__init__()
+        near = torch.rand(n, n, generator=torch.Generator().manual_seed(3))
+        self.register_buffer("near", near / near.sum(dim=1, keepdim=True))
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.near @ torch.relu(self.first(self.near @ x)))
+
+
+@pytest.mark.parametrize("n", [40, 150])
+def test_the_nodes_of_one_graph_are_samples_that_stay_together(n, tmp_path, seeded):
+    x, y = torch.randn(n, 6, generator=seeded()), torch.arange(n) % 3
+    module = Graph(n)
+    task = task_of(module, x, y)
+    a, b = task.init(2, seeded(1))
+    with torch.no_grad():
+        expected = [F.cross_entropy(task.network(theta)(x), y) for theta in (a, b)]
+    torch.testing.assert_close(task.losses(torch.stack([a, b])), torch.stack(expected))
+    string = dss.find_string(task, a, b, 2.0, checkpoint=tmp_path / "search")
+    assert string.connected
+    for option in ("batch_size", "eval_chunk"):
+        with pytest.raises(ValueError, match=f"takes the {n} train samples at once and no fewer"):
+            task_of(module, x, y, **{option: 10})
+
+
+def with_nan(module):
+    with torch.no_grad():
+        module[0].bias[5] = torch.nan
+    return module
+
+
+class Dropping(nn.Module):
+    def __init__(self, **options):
+        super().__init__()
+        self.layer, self.options = nn.Linear(6, 3), options
+
+    def forward(self, x):
+        options = self.options or {"training": self.training}
+        return self.layer(F.dropout(x, 0.5, **options))
+
+
+class Reader(nn.Module):
+    """Outputs `(B, T, V)` from words `(B, T)`."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.last = nn.Embedding(9, 5), nn.Linear(5, 9)
+
+    def forward(self, x):
+        return self.last(self.words(x))
+
+
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+        self.turn = nn.Parameter(torch.randn(3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (self.layer(x) * self.turn).abs()
+
+
+# What is wrong, and what the message must say; what the message must not say.
+BYTES = (10 * X).to(torch.uint8)
+REFUSED = {
+    "NaN": (lambda: task_of(with_nan(plain())), "parameter '0.bias' holds 1 .* NaN", "eval"),
+    "dropout": (lambda: task_of(Dropping()), r"call module.eval\(\) first", "draws"),
+    "dropout always": (
+        lambda: task_of(Dropping(training=True).eval()),
+        "in eval mode too; F.dropout needs training=self.training",
+        "first",
+    ),
+    "labels": (lambda: task_of(plain(), X, Y.int()), r"y has dtype .*int32.* pass y.long", " x "),
+    "labels of words": (
+        lambda: task_of(Words(), TOKENS.int(), Y.int()),
+        r"train y has dtype .*int32.* pass y.long\(\)",
+        " x ",
+    ),
+    "bytes": (
+        lambda: task_of(plain(), BYTES, Y.int()),
+        r"train x .*uint8.* pass x.float\(\)",
+        " y",
+    ),
+    "double bytes": (lambda: task_of(plain().double(), BYTES, Y), r"pass x.float\(\)", " y"),
+    "classes last": (
+        lambda: task_of(Reader(), TOKENS, TOKENS),
+        r"\(2, 4, 9\) have their classes last.*pass output=lambda o: o.movedim\(-1, 1\)",
+        "no class",
+    ),
+    "complex": (
+        lambda: task_of(Complex()),
+        "'turn' is torch.complex64.*torch.view_as_real",
+        "float\\(",
+    ),
+    "complex x": (
+        lambda: task_of(plain(), X + 1j, Y),
+        r"x has dtype .*complex64.*torch.view_as_real\(x\)",
+        "float\\(",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_refusal_names_what_is_wrong(kind):
+    build, said, not_said = REFUSED[kind]
+    with pytest.raises((TypeError, ValueError), match=said) as error:
+        build()
+    assert not re.search(not_said, str(error.value))
+
+
+def test_what_the_advice_says_is_taken():
+    task = task_of(Reader(), TOKENS, TOKENS, output=lambda o: o.movedim(-1, 1))
+    module = task.network(theta := task.init(1)[0])
+    with torch.no_grad():
+        expected = F.cross_entropy(module(TOKENS), TOKENS)
+    torch.testing.assert_close(task.losses(theta[None])[0], expected)
+    task_of(Dropping().eval())
+    task_of(plain().double(), BYTES.float(), Y)

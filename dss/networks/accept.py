@@ -4,6 +4,7 @@ import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
@@ -15,6 +16,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dss.checks import check_finite, check_sizes
 from dss.networks.losses import LOSSES
 from dss.networks.samples import Sample, Streamed, Tree, call, moved, named_leaves, rows_of
+
+# Samples that are run before a search begins.
+MANY, FEW = 64, 2
+NO_TENSOR = "which the loss cannot take"
 
 
 def with_layers_apart(module: nn.Module) -> nn.Module:
@@ -112,6 +117,12 @@ def _check_tensors(module: nn.Module) -> None:
     tensors = dict(module.named_parameters())
     first = next(iter(tensors), None)
     for name, p in tensors.items():
+        if p.is_complex():
+            raise ValueError(
+                f"parameter {name!r} is {p.dtype} and theta holds real numbers; keep "
+                "torch.view_as_real of it as the parameter, and take torch.view_as_complex of that "
+                "in forward"
+            )
         if not p.is_floating_point():
             raise ValueError(f"parameter {name!r} is {p.dtype}; floating point is needed")
         kinds = [(v.dtype, v.device) for v in (tensors[first], p)]
@@ -126,6 +137,8 @@ def _check_tensors(module: nn.Module) -> None:
                 f"{name!r} was made in torch.inference_mode() and takes no gradient; build the "
                 "network outside"
             )
+    for name, p in tensors.items():
+        check_finite(p, f"parameter {name!r}")
 
 
 def check_split(split: str, sample: Sample, dtype: torch.dtype) -> Sample:
@@ -165,6 +178,8 @@ def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
         TypeError: an error rate of what are no labels.
         ValueError: a label outside 0 to C - 1, but for one that the loss ignores.
     """
+    if not isinstance(output, Tensor) or not isinstance(y, Tensor):
+        return
     is_error = loss is LOSSES["error"]
     if is_error and (y.is_floating_point() or y.dim() != 1):
         raise TypeError(
@@ -176,6 +191,11 @@ def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
     takes_labels |= isinstance(loss, nn.CrossEntropyLoss | nn.NLLLoss)
     if not takes_labels or y.is_floating_point() or y.dtype == torch.bool:
         return
+    if output.dim() > 2 and y.shape[1:] == output.shape[1:-1] != output.shape[2:]:
+        raise ValueError(
+            f"{split}: the outputs {tuple(output.shape)} have their classes last, and the loss "
+            "wants them second; pass output=lambda o: o.movedim(-1, 1)"
+        )
     n_classes = output.shape[1] if output.dim() > 1 else 0
     wrong = (y < 0) | (y >= n_classes)
     if hasattr(loss, "ignore_index"):
@@ -196,11 +216,13 @@ class Run(NamedTuple):
         n_activations: values that one sample's activations hold in one network, input included.
         n_fixed: those that a network holds whatever the sample (the reference of
             `batch_statistics`).
+        n_least: samples that the network runs on: `FEW`, or all where fewer do not fit (a graph).
     """
 
     output: Tree
     n_activations: int
     n_fixed: int
+    n_least: int
 
 
 def run_samples(
@@ -218,68 +240,123 @@ def run_samples(
         TypeError, ValueError: as `Task.from_module` says.
     """
     module.requires_grad_(True)
-    counts, output = [], None
-    some, two, y_two = rows_of(x, slice(64)), rows_of(x, slice(2)), rows_of(y, slice(2))
+    with torch.enable_grad(), warnings.catch_warnings():
+        _refuse_unlike_shapes()
+        (many, output, n_many), (few, of_few, n_few) = _run_network(module, x, split)
+        parameters = list(module.parameters()) if descends else []
+        answer, n = (of_few, few) if descends else (_detached(output), many)
+        value = _run_loss(loss, answer, rows_of(y, slice(n)), split, parameters)
+        check_labels(split, loss, output, y)
+        _check_answer(module, rows_of(x, slice(many)), output)
+    if not _is(value) or value.dim() != 0:
+        shape = tuple(value.shape) if _is(value) else type(value).__name__
+        what = f"loss of {few}" if descends else f"metric of {many}"
+        raise ValueError(f"the {what} {split} samples is {shape}; a scalar is needed")
+    per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
+    n_inputs = sum(v[0].numel() for v in tree_leaves(x))
+    n_fixed = max(0, n_few - few * per_sample)
+    return Run(_detached(output), per_sample + n_inputs, n_fixed, few)
+
+
+def _run_network(module: nn.Module, x: Tree, split: str) -> list[tuple[int, Tree, int]]:
+    """Runs on many samples and on few: how many, the output, and values that layers put out.
+
+    Both are of all samples where fewer do not fit: the nodes of one graph.
+    """
+    try:
+        return [_counted(module, rows_of(x, slice(n))) for n in (MANY, FEW)]
+    except Exception as error:
+        if isinstance(error, TypeError) and NO_TENSOR in str(error):
+            raise
+        dtype, run = next(module.parameters()).dtype, partial(call, module)
+        if _is(x):
+            _refuse_dtype(f"{split} x", x[:FEW], dtype, run, error)
+        if len(tree_leaves(x)[0]) > FEW and _runs(run, x):
+            return [_counted(module, x)] * 2
+        raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
+
+
+def _counted(module: nn.Module, x: Tree) -> tuple[int, Tree, int]:
+    """How many samples, what the network answers, and how many values its layers put out."""
+    counts: list[int] = []
     hooks = [
         m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
         for m in module.modules()
         if not list(m.children())
     ]
     try:
-        with torch.enable_grad(), warnings.catch_warnings():
-            _refuse_unlike_shapes()
-            output, n_many = call(module, some), sum(counts)
-            few = call(module, two)
-            value = loss(few, y_two) if descends else loss(_detached(output), rows_of(y, slice(64)))
-            if not descends and isinstance(value, Real):
-                value = tree_leaves(output)[0].new_tensor(value)
-            if descends and _is(value) and value.dim() == 0:
-                torch.autograd.grad(value, list(module.parameters()), allow_unused=True)
-    except Exception as error:
-        if output is not None and not _is(output):
-            raise TypeError(
-                f"the network returns a {type(output).__name__}, which the loss cannot take "
-                f"({error}); pass output=, a function that takes the tensor out of it: "
-                "lambda o: o[0], or lambda o: o.logits"
-            ) from error
-        if _is(output) and _is(y):
-            check_labels(split, loss, output, y)
-        for name, v in (("x", two), ("y", y_two)) if _is(x) and _is(y) else ():
-            for dtype, method in (("int64", "long"), ("floating point", "float")):
-                cast = getattr(v, method)()
-                is_other = not v.is_floating_point() and cast.dtype != v.dtype
-                if is_other and _runs(module, loss, **{"x": two, "y": y_two, name: cast}):
-                    raise TypeError(
-                        f"{split} {name} has dtype {v.dtype} where the network or its loss needs "
-                        f"{dtype}: pass {name}.{method}() ({error})"
-                    ) from error
-        raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
+        output = call(module, x)
     finally:
         for hook in hooks:
             hook.remove()
-    if _is(output) and _is(y):
+    if not all(map(_is, tree_leaves(output))):
+        raise TypeError(_no_tensor(output))
+    return len(tree_leaves(x)[0]), output, sum(counts)
+
+
+def _no_tensor(output) -> str:
+    return (
+        f"the network returns a {type(output).__name__}, {NO_TENSOR}; pass output=, a function "
+        "that takes the tensor out of it: lambda o: o[0], or lambda o: o.logits"
+    )
+
+
+def _run_loss(
+    loss: Callable, output: Tree, y: Tree, split: str, parameters: list[Tensor]
+) -> Tensor:
+    """The loss of some samples, its gradient tried; where there is no parameter, of a metric."""
+    try:
+        value = loss(output, y)
+        if parameters and _is(value) and value.dim() == 0:
+            torch.autograd.grad(value, parameters, allow_unused=True)
+    except Exception as error:
+        if not _is(output):
+            raise TypeError(f"{_no_tensor(output)} ({error})") from error
         check_labels(split, loss, output, y)
-    if not _is(value) or value.dim() != 0:
-        shape = tuple(value.shape) if _is(value) else type(value).__name__
-        what = "loss of two" if descends else f"metric of {len(tree_leaves(some)[0])}"
-        raise ValueError(f"the {what} {split} samples is {shape}; a scalar is needed")
-    n_few = sum(counts) - n_many
-    answers, leaves = [call(module, some) for _ in range(2)], tree_leaves(output)
-    if not all(_is(leaf) for leaf in leaves):
-        kind = next(type(leaf).__name__ for leaf in leaves if not _is(leaf))
+        output = output.detach()
+        if _is(y):
+            _refuse_dtype(f"{split} y", y, output.dtype, lambda v: loss(output, v), error)
+        raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
+    is_number = not parameters and isinstance(value, Real)
+    return tree_leaves(output)[0].new_tensor(value) if is_number else value
+
+
+def _refuse_dtype(
+    name: str, v: Tensor, dtype: torch.dtype, function: Callable, error: Exception
+) -> None:
+    """Raise TypeError where it is its dtype that keeps a tensor from being run."""
+    needed = f"{name} has dtype {v.dtype} where the network or its loss needs"
+    argument = name.split()[-1]
+    if v.is_complex():
         raise TypeError(
-            f"the network returns a {type(output).__name__} that holds a {kind}; pass output=, a "
-            "function that takes the tensors out of it: lambda o: o[0], or lambda o: o.logits"
-        )
-    if not all(all(map(torch.equal, leaves, tree_leaves(again))) for again in answers):
-        raise ValueError(
-            "the network answers differently to the same input (dropout in its forward?); call "
-            "module.eval() first"
-        )
-    many, few = (len(tree_leaves(tree)[0]) for tree in (some, two))
-    per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
-    n_inputs = sum(v[0].numel() for v in tree_leaves(x))
-    return Run(_detached(output), per_sample + n_inputs, max(0, n_few - few * per_sample))
+            f"{needed} another; torch.view_as_real({argument}) has both parts as real numbers "
+            f"({error})"
+        ) from error
+    if v.is_floating_point():
+        return
+    casts = {"long": (torch.int64, "int64"), "float": (dtype, "floating point")}
+    for method, (other, text) in casts.items():
+        if other != v.dtype and _runs(function, v.to(other)):
+            raise TypeError(f"{needed} {text}: pass {argument}.{method}() ({error})") from error
+
+
+def _check_answer(module: nn.Module, x: Tree, output: Tree) -> None:
+    """Raise ValueError where a network gives another answer than before."""
+
+    def is_same(one: Tensor, other: Tensor) -> bool:
+        return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
+
+    def is_steady(network: nn.Module, answer: Tree) -> bool:
+        again = [tree_leaves(call(network, x)) for _ in range(2)]
+        return all(all(map(is_same, tree_leaves(answer), leaves)) for leaves in again)
+
+    if is_steady(module, output):
+        return
+    evaluated = copy.deepcopy(module).eval()
+    advice = "draws random numbers, in eval mode too; F.dropout needs training=self.training"
+    if is_steady(evaluated, call(evaluated, x)):
+        advice = "call module.eval() first"
+    raise ValueError(f"the network answers differently to the same input: {advice}")
 
 
 def _refuse_unlike_shapes() -> None:
@@ -288,15 +365,15 @@ def _refuse_unlike_shapes() -> None:
 
 
 def _detached(output: Tree) -> Tree:
-    return tree_map(lambda v: v.detach() if _is(v) else v, output)
+    return tree_map(lambda v: v.detach(), output)
 
 
-def _runs(module: nn.Module, loss: Callable, x: Tree, y: Tree) -> bool:
-    """Whether the loss of these samples can be computed: what torch says of a dtype varies."""
+def _runs(function: Callable, v: Tree) -> bool:
+    """Whether a function takes a tensor: what torch says of a dtype varies."""
     try:
         with warnings.catch_warnings():
             _refuse_unlike_shapes()
-            loss(_detached(call(module, x)), y)
+            function(v)
     except Exception:
         return False
     return True

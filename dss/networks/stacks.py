@@ -167,10 +167,15 @@ def stacked_gradients(
 
 
 def can_be_stacked(module: nn.Module, x: Tree) -> bool:
-    """Whether torch can run two such networks under vmap; recurrent layers it cannot."""
+    """Whether torch can run two such networks under vmap; recurrent layers it cannot.
+
+    Args:
+        module: the architecture.
+        x: few samples.
+    """
     thetas = torch.cat([p.detach().reshape(-1) for p in module.parameters()]).repeat(2, 1)
     try:
-        outputs = stacked_outputs(module, thetas.requires_grad_(), rows_of(x, slice(2)))
+        outputs = stacked_outputs(module, thetas.requires_grad_(), x)
         sum(v.sum() for v in tree_leaves(outputs) if v.is_floating_point()).backward()
     except RuntimeError:
         return False

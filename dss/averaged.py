@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dss import watch
 from dss.curve import grid_of, refined, summit_of, without_nan
 from dss.descent import OPTIMIZERS, Training
 from dss.search import Beads, Search, State
@@ -181,6 +182,7 @@ def _descend(
         losses = torch.full_like(floor, torch.inf)
         for mean, decay in zip(means, decays, strict=True):  # they began at zero
             losses = torch.minimum(losses, _test(segments, mean / (1 - decay**step), rows, found))
+        watch.descended(n_steps, step, losses, segments.target[rows])
         best_step[losses < floor] = step
         floor = torch.where(losses < floor, losses * (1 - LEAST_PROGRESS), floor)
         passes = found.grid_max[rows].isfinite().all(dim=1)

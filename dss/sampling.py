@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dss import apart, averaged
+from dss import apart, averaged, watch
 from dss.checkpoint import fingerprint, load_state, save_state
 from dss.checks import (
     check_generator,
@@ -73,6 +73,7 @@ def find_strings(
     checkpoint: str | Path | None = None,
     client: "Client | None" = None,
     side_by_side: int | None = None,
+    progress: bool = False,
     **training,
 ) -> list[String]:
     """Search a path of low loss between the networks of each of M pairs.
@@ -117,6 +118,9 @@ def find_strings(
             (`dss.apart`): small convolutional networks, or cross-entropy.
         side_by_side: beads that are trained together, at most, here or on a worker; 1 sends each
             bead alone.  It may change the last bits.  None: all that fit memory.
+        progress: show a line on stderr, or in Jupyter a bar: level, pairs that are done, open
+            segments, their largest Gamma_tilde over L0, gradient steps so far, and how far the
+            beads are that are being trained here.
         training: the fields of `dss.descent.Training`.
 
     Returns:
@@ -125,11 +129,11 @@ def find_strings(
 
     Raises:
         TypeError: thetas that are not floating point, an unknown argument, a client that is none,
-            or with a client a task that cannot be sent.
+            with a client a task that cannot be sent, or a progress that is neither True nor False.
         ValueError: shapes that differ, NaN or inf in theta, an argument out of range, or a
             checkpoint that is damaged or of another call; what differs is named.
         OSError: the checkpoint cannot be written.
-        ImportError: a client without dask.distributed.
+        ImportError: a client without dask.distributed, or progress without tqdm.
         RuntimeError: workers die of a bead, or fail in it, again and again; or their scheduler was
             lost.
 
@@ -141,6 +145,7 @@ def find_strings(
         which gradient descent cannot leave, is moved by 1 % of its segment in a random direction.
     """
     check_task(task)
+    watch.check_progress(progress)
     check_pairs(theta_1, theta_2, task.n_params)
     side_by_side = _check_where(client, side_by_side)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
@@ -187,11 +192,12 @@ def find_strings(
         saved = load_state(checkpoint, made_by, task.device, partial(rules_of, state, max_depth))
         state = State(**saved) if saved else state
         save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
-    while state.depth <= search.max_depth:
-        level = torch.Generator().manual_seed(seeds[state.depth])
-        state = _search_level(search, state, level)
-        if made_by:
-            save_state(checkpoint, made_by, vars(state))
+    with watch.shown(progress, "pairs", n_pairs, L0):
+        while state.depth <= search.max_depth:
+            level = torch.Generator().manual_seed(seeds[state.depth])
+            state = _search_level(search, state, level)
+            if made_by:
+                save_state(checkpoint, made_by, vars(state))
     return strings_of(state, L0, alpha, float(slack), search)
 
 
@@ -200,6 +206,7 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     given = inspect.signature(find_strings).bind(task, None, None, L0, **options)
     given.apply_defaults()
     values = given.arguments
+    watch.check_progress(values["progress"])
     _check_where(values["client"], values["side_by_side"])
     if values["client"] is not None:
         packed(task)
@@ -237,6 +244,7 @@ def with_defaults(task: Task, method: str, alpha, max_depth, t_star, training: d
 
 def _search_level(search: Search, state: State, generator: torch.Generator) -> State:
     """Test all open segments, and put a trained bead into each that is too high."""
+    watch.level(state.depth, search.max_depth, len(state.left))
     maxima = measure_segments(search, state)
     state, is_open = test_segments(search, state, maxima)
     if state.depth == search.max_depth or not bool(is_open.any()):
@@ -329,7 +337,9 @@ def test_segments(search: Search, state: State, maxima: Maxima) -> tuple[State, 
     active = state.active & (n_open > 0)
     log.info("depth %d: %d open segments in %d pairs", depth, n_open.sum(), active.sum())
     trace = with_depth(state.trace, tested, depth, columns)
-    return replace(state, active=active, status=status, trace=trace), failed & active[pair]
+    is_open = failed & active[pair]
+    watch.tested(is_open, active, trace)
+    return replace(state, active=active, status=status, trace=trace), is_open
 
 
 def halve_segments(

@@ -51,7 +51,7 @@ def study(
             are missing end with "endpoint above L0".
         ends_at: the endpoints are trained to `ends_at * L0`; in (0, 1].
         options: keyword arguments of `find_strings`; the endpoints are trained with the same
-            optimiser, batches and budget.
+            optimiser, batches and budget, and `progress` shows them too.
 
     Returns:
         `T * n_pairs` strings, threshold by threshold, and a table with a row per string
@@ -73,6 +73,7 @@ def study(
     ends_at = check_number(ends_at, "ends_at", lambda v: 0 < v <= 1, "in (0, 1]")
     L0 = thresholds[::n_pairs].tolist()
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
+    training |= {"progress": options.get("progress", False)}
     ends_file = None
     if checkpoint is not None:
         check_target(checkpoint)  # before the endpoints are trained
@@ -124,7 +125,7 @@ def descending_study(
         offer: search the lowest threshold first, and offer what was found there to the next higher
             one (`offered`).  Pairs that take it cost no gradient; all others are searched.
         options: keyword arguments of `find_strings`; networks are trained with the same
-            optimiser, batches and budget.
+            optimiser, batches and budget, and `progress` shows them too.
 
     Returns:
         Strings, threshold by threshold, and a table with a row per string: `String.summary`, and
@@ -144,6 +145,7 @@ def descending_study(
     for threshold in L0:
         check_options(task, torch.full((n_pairs,), threshold, dtype=torch.float64), options)
     training = {name: v for name, v in options.items() if name in TRAINING_SETTINGS}
+    training |= {"progress": options.get("progress", False)}
     pieces = [f"{task.metric} {threshold}" for threshold in L0]
 
     def train(k: int, thetas: torch.Tensor) -> Trained:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dss import watch
 from dss.checkpoint import once
 from dss.checks import (
     check_generator,
@@ -83,6 +84,8 @@ def train_endpoints(
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
     fewer: bool = False,
+    *,
+    progress: bool = False,
     **training,
 ) -> Endpoints:
     """Draw networks until `n` of them are trained to each of the thresholds.
@@ -97,6 +100,8 @@ def train_endpoints(
         checkpoint: a file that holds the result; the same call, made again, returns it at once.
         fewer: where too few networks reach a threshold, go on with initial values in the places of
             the missing ones: a search says of their pairs that an endpoint is above L0.
+        progress: show a line on stderr, or in Jupyter a bar: endpoints that are found, gradient
+            steps so far, and how far the networks are.
         training: the fields of `dss.descent.Training`.
 
     Returns:
@@ -104,14 +109,16 @@ def train_endpoints(
 
     Raises:
         RuntimeError: after 20 rounds of drawing there are still too few, and `fewer` is not set.
-        TypeError: an unknown argument, or one that is no number.
+        TypeError: an unknown argument, or one that is no number, or no bool.
         ValueError: n < 1 or more than memory holds, no threshold, an argument out of range, or a
             checkpoint that is damaged or of another call.
         OSError: the checkpoint cannot be written.
+        ImportError: progress without tqdm.
 
     Paper: step 1, Sec. II.B.
     """
     check_task(task)
+    watch.check_progress(progress)
     generator, n = check_generator(generator), task.budget.check_room(n, "n", task.dtype)
     training, targets = training_of(training), thresholds_of(L0)
     call = asdict(training) | {"n": n, "L0": targets, "fewer": fewer}
@@ -126,7 +133,8 @@ def train_endpoints(
         "n_discarded": table("int64", n_targets, **count),
         "steps": table("int64", n_targets, n, **count),
     }
-    return once(checkpoint, task, call, generator, Endpoints, draw, rules)
+    with watch.shown(progress, "endpoints", n * n_targets):
+        return once(checkpoint, task, call, generator, Endpoints, draw, rules)
 
 
 def _draw_endpoints(task, n, targets, generator, training: Training, fewer: bool) -> Endpoints:
@@ -159,6 +167,7 @@ def _draw_endpoints(task, n, targets, generator, training: Training, fewer: bool
             elif len(reached[k]) < n:
                 reached[k].append(trained.thetas[i])
                 steps[k].append(int(trained.steps[i]))
+        watch.done("endpoints", sum(map(len, reached)))
     for k, thetas in enumerate(reached):
         n_missing = n - len(thetas)
         if n_missing and not fewer:
@@ -181,6 +190,7 @@ def train_to(
     *,
     generator: torch.Generator | None = None,
     checkpoint: str | Path | None = None,
+    progress: bool = False,
     **training,
 ) -> Trained:
     """Descend the training loss of each network until its metric is at or below `target`.
@@ -197,6 +207,8 @@ def train_to(
         target: one value, or `(N,)`, in the unit of `task.metric`.
         generator: CPU generator of the data order; a new one with seed 0 by default.
         checkpoint: a file that holds the result; the same call, made again, returns it at once.
+        progress: show a line on stderr, or in Jupyter a bar: gradient steps, how many networks
+            descend, and the largest loss among them.
         training: the fields of `dss.descent.Training`.
 
     Returns:
@@ -206,10 +218,12 @@ def train_to(
         TypeError, ValueError: a bad theta, or an argument out of range; ValueError too for a
             checkpoint that is damaged or of another call.
         OSError: the checkpoint cannot be written.
+        ImportError: progress without tqdm.
 
     Paper: steps 1 and 3, Sec. II.B.
     """
     check_task(task)
+    watch.check_progress(progress)
     thetas = check_theta(thetas, "thetas", (..., task.n_params), finite=True)
     thetas = check_theta(torch.atleast_2d(thetas), "thetas", (None, task.n_params))
     if len(thetas) == 0:
@@ -231,7 +245,8 @@ def train_to(
         "losses": table("float64", n),
         "status": is_list_of(n, one_of([s for s in Status if s not in OF_STRINGS])),
     }
-    return once(checkpoint, task, call, generator, Trained, train, rules)
+    with watch.shown(progress, "networks", n):
+        return once(checkpoint, task, call, generator, Trained, train, rules)
 
 
 def _train_groups(task, thetas, target, generator, training: Training) -> Trained:
@@ -255,6 +270,7 @@ def _train_groups(task, thetas, target, generator, training: Training) -> Traine
         for name in ("thetas", "reached", "steps", "losses"):
             getattr(result, name)[part] = getattr(group, name)
         result.status.extend(group.status)
+        watch.done("networks", part.stop)
         if int(group.steps.max()) > longest:
             longest = int(group.steps.max())
             generator.set_state(order.get_state())
@@ -298,11 +314,13 @@ def _descend(task, thetas, target, batches: "Batches", training: Training) -> Tr
                 break
             rows, goal, floor, best_step = (v[~leave] for v in (rows, goal, floor, best_step))
             theta, state = theta[stay], [v[stay] for v in state]
-        for _ in range(min(check_every, max_steps - step)):
+        n_steps = min(check_every, max_steps - step)
+        for _ in range(n_steps):
             gradient = task.gradients(theta, next(batches), batches.generator)[1]
             step += 1
             update(theta, gradient, state, step, training.lr)
         value = task.losses(theta).double().cpu().numpy()
+        watch.descended(n_steps, step, value, goal)
     reached = status == Status.REACHED
     columns = (torch.from_numpy(v).to(task.device) for v in (reached, steps, losses))
     return Trained(result, *columns, status.tolist())

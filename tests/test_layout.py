@@ -25,7 +25,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # From the ground up; a module imports from lower floors only.
 FLOORS = [
     {"checks", "files"},
-    {"given"},
+    {"given", "watch"},
     {
         "parameters",
         "provenance",

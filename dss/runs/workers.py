@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dss import watch
 from dss.checks import short
 from dss.provenance import source
 from dss.runs.grid import first_line, run_each
@@ -81,6 +82,7 @@ def _run(client, sent, here: tuple, function: Callable, jobs: Iterable[tuple]) -
                     "levels before it are kept where there is a checkpoint"
                 ) from failure
             results[i] = result
+            watch.jobs_ended(len(results))
     return [results[i] for i in range(len(results))]
 
 

@@ -14,12 +14,11 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from dss.averaged import COPIES
-from dss.descent import Training
+from dss.descent import COPIES, Training
 from dss.networks.samples import size_of
 from dss.search import Search, State
 from dss.task import Landscape, Task
-from dss.train import TRAINING_COPIES, steps_see_all, train_to
+from dss.train import steps_see_all, train_to
 
 Job = tuple[Search, State, Tensor, Tensor]
 
@@ -66,8 +65,7 @@ def jobs_of(
     Returns:
         Of each group its search and state, its beads, and the state of the generator.
     """
-    copies = COPIES if search.method == "averaged" else TRAINING_COPIES
-    fit = search.task.budget.rows_that_fit(copies, beads.dtype)
+    fit = search.task.budget.rows_that_fit(COPIES[search.method], beads.dtype)
     size, drawn = min(fit, search.side_by_side or fit), generator.get_state()
     left, right = state.left[is_open], state.right[is_open]
     for rows in torch.arange(len(beads), device=beads.device).split(size):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dss import watch
 from dss.curve import grid_of, refined, summit_of, without_nan
-from dss.descent import OPTIMIZERS, Training
+from dss.descent import COPIES, OPTIMIZERS, Training
 from dss.search import Beads, Search, State
 from dss.status import Status
 from dss.task import Task
@@ -38,9 +38,6 @@ HALVINGS = 3  # of a half that is to be filled
 # A bead that does not come down begins again elsewhere: how far off, in lengths of its segment, and
 # with which share of the patience.
 TRIES = ((0.0, 0.1), (0.25, 0.1), (0.5, 0.1), (0.0, 1.0))
-# Flat vectors per bead: start, iterate, velocity, gradient in parts and joined, means, candidate,
-# result, both ends of the segment, and what a test interpolates.
-COPIES = 14
 
 
 def settings_for(task: Task, batch_size: int | None) -> dict:
@@ -123,7 +120,7 @@ def train_beads(
     """Step 3 for all open segments, and step 4 for their halves; starts `(S, P)`."""
     left, right = state.left[is_open], state.right[is_open]
     pair = state.pair[left]
-    size = search.task.budget.rows_that_fit(COPIES, starts.dtype)
+    size = search.task.budget.rows_that_fit(COPIES["averaged"], starts.dtype)
     first, parts = generator.get_state(), []
     for group in torch.arange(len(starts), device=left.device).split(size):
         a, b = left[group], right[group]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dss.checks import check_number, check_whole
+from dss.networks.samples import size_of
 
 
 def _rmsprop(theta, gradient, state, step, lr) -> None:
@@ -45,6 +46,12 @@ OPTIMIZERS = {
     "sgd": (_sgd, 0),
     "nesterov": (_nesterov, 1),
 }
+
+# Flat vectors that are held for a bead that descends, by method.  "paper": start, result, itself,
+# its gradient in parts and joined, two of the optimiser's state and two of its temporaries.
+# "averaged": start, iterate, velocity, gradient in parts and joined, means, candidate, result, both
+# ends of the segment, and what a test interpolates.
+COPIES = {"paper": 9, "averaged": 14}
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,11 @@ class Training:
             if value is None and name in ("batch_size", "check_every"):
                 continue
             object.__setattr__(self, name, check_whole(value, name, lowest))
+
+    def samples_in(self, task) -> int:
+        """How many samples a gradient step on a task sees; 1 for a landscape."""
+        n = size_of(task.splits["train"]) if task.splits else 1
+        return min(n, self.batch_size or task.batch_size or n)
 
 
 TRAINING_SETTINGS = tuple(field.name for field in dataclasses.fields(Training))

@@ -29,7 +29,8 @@ from dss.checks import (
     short,
 )
 from dss.curve import Maxima, segment_maxima
-from dss.descent import TRAINING_SETTINGS, rounding, takes_training, training_of
+from dss.descent import COPIES, TRAINING_SETTINGS, rounding, takes_training, training_of
+from dss.estimate import estimate
 from dss.networks.modes import in_usual_mode
 from dss.runs.workers import check_client, packed, sender
 from dss.search import Beads, Search, State, begin, rules_of, strings_of, with_depth
@@ -118,9 +119,9 @@ def find_strings(
             (`dss.apart`): small convolutional networks, or cross-entropy.
         side_by_side: beads that are trained together, at most, here or on a worker; 1 sends each
             bead alone.  It may change the last bits.  None: all that fit memory.
-        progress: show a line on stderr, or in Jupyter a bar: level, pairs that are done, open
-            segments, their largest Gamma_tilde over L0, gradient steps so far, and how far the
-            beads are that are being trained here.
+        progress: print what `Task.estimate` says, then show a line on stderr, or in Jupyter a bar:
+            level, pairs that are done, open segments, their largest Gamma_tilde over L0, gradient
+            steps so far, and how far the beads are that are being trained here.
         training: the fields of `dss.descent.Training`.
 
     Returns:
@@ -130,8 +131,9 @@ def find_strings(
     Raises:
         TypeError: thetas that are not floating point, an unknown argument, a client that is none,
             with a client a task that cannot be sent, or a progress that is neither True nor False.
-        ValueError: shapes that differ, NaN or inf in theta, an argument out of range, or a
-            checkpoint that is damaged or of another call; what differs is named.
+        ValueError: shapes that differ, NaN or inf in theta, an argument out of range, one bead
+            that memory cannot hold while it descends, or a checkpoint that is damaged or of another
+            call; what differs is named.
         OSError: the checkpoint cannot be written.
         ImportError: a client without dask.distributed, or progress without tqdm.
         RuntimeError: workers die of a bead, or fail in it, again and again; or their scheduler was
@@ -159,6 +161,8 @@ def find_strings(
         first_bead = first_bead.detach().to(theta_1)
         insert_first, max_depth = True, max(1, int(max_depth))
     training = training_of(training)
+    if client is None:  # else beads are trained elsewhere
+        task.budget.check_bead(COPIES[method], training.samples_in(task), theta_1.dtype)
     generator = check_generator(generator)
     seeds = torch.randint(2**62, (int(max_depth) + 1,), generator=generator).tolist()
     threshold = L0.to(task.device) * (1 + rounding(theta_1.dtype))
@@ -193,6 +197,8 @@ def find_strings(
         state = State(**saved) if saved else state
         save_state(checkpoint, made_by, vars(state))  # what cannot be written is an error now
     with watch.shown(progress, "pairs", n_pairs, L0):
+        if progress:
+            watch.say(estimate(task, n_pairs, n_t, method, training, (theta_1, theta_2)))
         while state.depth <= search.max_depth:
             level = torch.Generator().manual_seed(seeds[state.depth])
             state = _search_level(search, state, level)
@@ -217,7 +223,9 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     check_search(L0, per_pair(alpha, len(L0), "alpha"), max_depth, n_t, t_star, slack, first)
     if values["first_bead"] is not None:
         check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
-    training_of(training)
+    n_samples = training_of(training).samples_in(task)
+    if values["client"] is None:
+        task.budget.check_bead(COPIES[values["method"]], n_samples, task.dtype)
 
 
 def _check_where(client, side_by_side) -> int | None:

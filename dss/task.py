@@ -16,12 +16,14 @@ from dss.checks import (
     check_finite,
     check_generator,
     check_number,
+    check_pairs,
     check_theta,
     check_whole,
     lookup,
     short,
 )
-from dss.descent import TRAINING_SETTINGS
+from dss.descent import TRAINING_SETTINGS, takes_training, training_of
+from dss.estimate import Estimate, estimate
 from dss.networks.accept import (
     FEW,
     check_module,
@@ -353,6 +355,47 @@ class Task:
             return groups[0]
         losses, gradients = zip(*groups, strict=True)
         return torch.cat(losses), torch.cat(gradients)
+
+    @in_usual_mode
+    @takes_training
+    def estimate(
+        self,
+        n_pairs: int = 1,
+        theta_1: Tensor | None = None,
+        theta_2: Tensor | None = None,
+        L0: float | Tensor | None = None,
+        n_t: int = 33,
+        *,
+        method: str = "paper",
+        **training,
+    ) -> Estimate:
+        """Memory and seconds that a search takes, from a few gradients and evaluations.
+
+        Args:
+            n_pairs: M, how many pairs; those of theta_1 and theta_2 where these are given.
+            theta_1, theta_2, L0: as in `find_strings`, all three or none.  With them the straight
+                lines are measured, which tells how many beads the first level trains.
+            n_t, method: as in `find_strings`.
+            training: the fields of `dss.descent.Training`; the size of batches and max_steps count.
+
+        Returns:
+            The numbers; as text they are four lines.
+
+        Raises:
+            TypeError: an unknown argument, or one that is no number.
+            ValueError: an argument out of range, thetas without L0 or the other way round, or one
+                bead that memory cannot hold while it descends.
+        """
+        training = training_of(training)
+        given = {"theta_1": theta_1, "theta_2": theta_2, "L0": L0}
+        missing = [name for name, value in given.items() if value is None]
+        if len(missing) == 3:
+            return estimate(self, n_pairs, n_t, method, training)
+        if missing:
+            raise ValueError(f"{missing[0]} is None; theta_1, theta_2, L0 go together")
+        check_pairs(theta_1, theta_2, self.n_params)
+        ends = tuple(usual(theta.detach().to(self.device)) for theta in (theta_1, theta_2))
+        return estimate(self, len(theta_1), n_t, method, training, ends, L0)
 
     @in_usual_mode
     def to(

@@ -21,15 +21,11 @@ from dss.checks import (
     table,
     thresholds_of,
 )
-from dss.descent import OPTIMIZERS, Training, rounding, takes_training, training_of
+from dss.descent import COPIES, OPTIMIZERS, Training, rounding, takes_training, training_of
 from dss.networks.modes import in_usual_mode, usual
 from dss.networks.samples import size_of
 from dss.status import OF_STRINGS, Status
 from dss.task import Task, check_task
-
-# Flat vectors that training holds per network: start, result, itself, its gradient in parts and
-# joined, two of the optimiser's state and two of its temporaries.
-TRAINING_COPIES = 9
 
 # A network has to lower its best loss by this fraction within `patience` steps.
 LEAST_PROGRESS = 1e-3
@@ -110,8 +106,8 @@ def train_endpoints(
     Raises:
         RuntimeError: after 20 rounds of drawing there are still too few, and `fewer` is not set.
         TypeError: an unknown argument, or one that is no number, or no bool.
-        ValueError: n < 1 or more than memory holds, no threshold, an argument out of range, or a
-            checkpoint that is damaged or of another call.
+        ValueError: n < 1 or more than memory holds, one network that needs more to descend, no
+            threshold, an argument out of range, or a checkpoint that is damaged or of another call.
         OSError: the checkpoint cannot be written.
         ImportError: progress without tqdm.
 
@@ -121,6 +117,7 @@ def train_endpoints(
     watch.check_progress(progress)
     generator, n = check_generator(generator), task.budget.check_room(n, "n", task.dtype)
     training, targets = training_of(training), thresholds_of(L0)
+    task.budget.check_bead(COPIES["paper"], training.samples_in(task), task.dtype)
     call = asdict(training) | {"n": n, "L0": targets, "fewer": fewer}
     draw = partial(_draw_endpoints, task, n, targets, generator, training, fewer)
     count = {"allowed": lambda v: v >= 0, "needed": ">= 0"}
@@ -260,7 +257,7 @@ def _train_groups(task, thetas, target, generator, training: Training) -> Traine
         losses=torch.empty(n, dtype=torch.float64, device=device),
         status=[],
     )
-    for rows in torch.arange(n).split(task.budget.rows_that_fit(TRAINING_COPIES, thetas.dtype)):
+    for rows in torch.arange(n).split(task.budget.rows_that_fit(COPIES["paper"], thetas.dtype)):
         # Every group sees the same batches; the caller's generator ends where the longest one does.
         order = torch.Generator()
         order.set_state(begin)

@@ -111,6 +111,12 @@ def _where_shown(tell: Callable) -> Callable:
 
 
 @_where_shown
+def say(line: Line, what) -> None:
+    """Lines above the line."""
+    line.bar.write(str(what), file=sys.stderr)
+
+
+@_where_shown
 def level(line: Line, depth: int, max_depth: int, n_segments: int) -> None:
     """A level begins, with so many segments to be tested."""
     line.bar.set_description_str(f"level {depth} of {max_depth}: ", refresh=False)

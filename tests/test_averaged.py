@@ -250,7 +250,7 @@ def test_a_pair_alone_gives_the_same_string(quad64, quad_strings, quad_ends, m):
 
 def test_groups_that_fit_memory_give_the_same_strings(digits64, digits_search):
     whole = dss.find_strings(digits64, **digits_search)
-    few = digits64.to(memory=averaged.COPIES * digits64.n_params * 8 * 2 / 2**20)
+    few = digits64.to(memory=averaged.COPIES["averaged"] * digits64.n_params * 8 * 2 / 2**20)
     for one, other in zip(whole, dss.find_strings(few, **digits_search), strict=True):
         assert (one.status, one.n_beads) == (other.status, other.n_beads)
         torch.testing.assert_close(one.thetas, other.thetas, rtol=1e-7, atol=1e-9)

@@ -30,11 +30,9 @@ FLOORS = [
         "parameters",
         "provenance",
         "status",
-        "descent",
         "networks.losses",
         "networks.memory",
         "networks.modes",
-        "networks.observed",
     },
     {
         "runs.compare",
@@ -44,7 +42,7 @@ FLOORS = [
         "networks.dense",
         "networks.samples",
     },
-    {"networks.units"},
+    {"networks.units", "networks.observed", "descent"},
     {"theta", "data", "results", "plots", "sources", "stats", "networks.batchnorm"},
     {"networks.brought"},
     {
@@ -54,6 +52,7 @@ FLOORS = [
         "networks.sequences",
         "networks.stacks",
         "networks.accept",
+        "estimate",
         "strings",
         "proofs.checker",
     },
@@ -253,7 +252,8 @@ def changed(tmp_path, monkeypatch):
 
 PUBLIC = [getattr(dss, name) for name in dss.__all__]
 ARGUED = [f for f in PUBLIC if inspect.isfunction(f)] + [dss.Results]
-METHODS = [getattr(dss.Task, name) for name in ("init", "losses", "gradients", "to", "from_module")]
+METHODS = ["init", "losses", "gradients", "estimate", "to", "from_module"]
+METHODS = [getattr(dss.Task, name) for name in METHODS]
 
 
 @pytest.mark.parametrize("thing", PUBLIC, ids=lambda thing: thing.__name__)

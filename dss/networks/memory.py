@@ -80,6 +80,34 @@ class Budget:
             )
         return n
 
+    def check_bead(self, copies: int, n_samples: int, dtype: torch.dtype) -> None:
+        """Raise ValueError where one network that descends is more than memory holds.
+
+        Layers that work in place, and those that only reshape, were counted as activations too, so
+        that half of them is what it takes at the least.
+
+        Args:
+            copies: flat vectors that are held for it.
+            n_samples: samples in a gradient step.
+            dtype: of the network.
+        """
+        vectors = copies * self.n_params * dtype.itemsize
+        activations = self.activations_of(n_samples) * dtype.itemsize / 2
+        free = free_memory(self.device)
+        if vectors + activations > free:
+            raise ValueError(
+                f"one bead takes {(vectors + activations) / 2**30:.3g} GiB at the least while it "
+                f"descends: {vectors / 2**30:.3g} GiB for {copies} vectors of {self.n_params:,} "
+                f"parameters, {activations / 2**30:.3g} GiB for the activations of {n_samples:,} "
+                f"samples; {free / 2**30:.3g} GiB are free on {self.device}. What helps: a smaller "
+                "batch_size (and a smaller eval_chunk to measure losses), or a machine with more "
+                "memory"
+            )
+
+    def activations_of(self, n_samples: int) -> int:
+        """Numbers that the activations of one network hold."""
+        return n_samples * self.n_activations + self.n_fixed
+
     def side_by_side(self, n_samples: int, dtype: torch.dtype) -> int:
         """How many networks run side by side, at most, when each sees `n_samples` at a time."""
         fit = int(self.chunk_elements(dtype) / self._elements(n_samples))
@@ -87,7 +115,7 @@ class Budget:
 
     def _elements(self, n_samples: int) -> int:
         """Numbers that one network holds."""
-        return n_samples * self.n_activations + self.n_fixed + self.n_params
+        return self.activations_of(n_samples) + self.n_params
 
     def by_rows(
         self, work: Callable[[slice], Result], n: int, n_samples: int, dtype: torch.dtype

@@ -99,9 +99,11 @@ def find_string(
 
 
 def module_of(task, theta: Tensor) -> nn.Module:
-    """The task's network with the parameters `theta` `(P,)`; ValueError where there is none."""
+    """The task's network with the parameters `theta` `(P,)`; ValueError for other tasks."""
     if task.module is None:
         raise ValueError(f"{task.name} is an explicit function of theta; use dss.find_string")
+    if task.reference is not None:
+        raise ValueError(f"{task.name} has statistics of a reference; use dss.find_string")
     module = copy.deepcopy(task.module)
     vector_to_parameters(theta.clone(), module.parameters())
     return module

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 import dss
-from dss import checkpoint
+from dss import checkpoint, recursion
 from dss.networks import batchnorm, stacks
 from dss.runs import workers
 
@@ -186,6 +186,12 @@ def test_a_layer_whose_forward_is_called_by_hand():
     network = task.network(task.theta(module))
     torch.testing.assert_close(network(X), expected)
     assert torch.equal(network.unused.running_var, torch.ones(9))
+
+
+def test_the_plain_recursion_refuses_a_reference():
+    task = task_with_reference()
+    with pytest.raises(ValueError, match="has statistics of a reference; use dss.find_string"):
+        recursion.find_string(task, *task.init(2), 1.0)
 
 
 def test_no_tensor_stays_on_a_layer():

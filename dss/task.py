@@ -66,6 +66,7 @@ from dss.networks.samples import (
 )
 from dss.networks.stacks import (
     can_be_stacked,
+    is_plain,
     losses_on_segments,
     one_by_one_if_needed,
     split_after_first,
@@ -631,6 +632,7 @@ class Task:
                 n_activations=run.n_activations,
                 n_fixed=run.n_fixed,
                 stacks=can_be_stacked(module, rows_of(x, slice(run.n_least))),
+                is_plain=is_plain(module),
             ),
             module=module,
             loss_function=functions[0],

@@ -19,6 +19,9 @@ MOST_NETWORKS = 2**40
 # thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
 # (`make bench` measures it).
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
+# Norms, attention and blocks of one's own lose more under a wide vmap: to 2**21 such networks are
+# faster side by side, beyond 2**22 they are not (`make bench`, own_networks).
+MOST_OF_OTHERS = 2**21
 
 Result = TypeVar("Result")
 
@@ -35,6 +38,7 @@ class Budget:
         n_activations: numbers that one sample's activations hold in one network, input included.
         n_fixed: numbers that a network holds whatever the sample.
         stacks: whether networks can run side by side at all.
+        is_plain: whether they are plain sequences of linear layers and convolutions.
         most: activations and parameters with which work side by side has run out of memory; this
             budget learns it on the way.
     """
@@ -45,6 +49,7 @@ class Budget:
     n_activations: int = 1
     n_fixed: int = 0
     stacks: bool = True
+    is_plain: bool = True
     most: float = math.inf
 
     def rows_that_fit(self, copies: int, dtype: torch.dtype) -> int:
@@ -55,6 +60,8 @@ class Budget:
     def chunk_elements(self, dtype: torch.dtype) -> float:
         """Numbers that networks side by side may hold, activations and parameters."""
         limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
+        if self.device.type == "cpu" and not self.is_plain:
+            limit = min(limit, MOST_OF_OTHERS)
         if self.memory is not None:  # each held three times: results, gradients, temporaries
             limit = min(limit, self.memory * 2**20 / (3 * dtype.itemsize))
         return min(limit, self.most)

@@ -166,6 +166,15 @@ def stacked_gradients(
     return values.detach(), gradient
 
 
+def is_plain(module: nn.Module) -> bool:
+    """Whether a network is a sequence of linear layers, convolutions and what has no weights."""
+    layers = dense.plain_layers(module)
+    return bool(layers) and all(
+        type(layer) in (nn.Linear, nn.Conv2d) or not any(True for _ in layer.parameters())
+        for layer in layers
+    )
+
+
 def can_be_stacked(module: nn.Module, x: Tree) -> bool:
     """Whether torch can run two such networks under vmap; recurrent layers it cannot.
 

@@ -76,10 +76,12 @@ def _as_text(value) -> str:
         value = torch.tensor(value)
     if not isinstance(value, Tensor):
         return repr(value)
-    # One element is contiguous whatever its stride says, and a view as bytes minds the stride.
-    flat = value.detach().cpu().reshape(-1).clone(memory_format=torch.contiguous_format)
-    digest = hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
-    return f"{value.dtype} {tuple(value.shape)} with sha256 {digest}"
+    digest, flat = hashlib.sha256(), value.detach().reshape(-1)
+    for part in flat.split(2**20):  # a copy of large data would be as large
+        # One element is contiguous whatever its stride says, and a view as bytes minds the stride.
+        part = part.cpu().clone(memory_format=torch.contiguous_format)
+        digest.update(part.view(torch.uint8).numpy())
+    return f"{value.dtype} {tuple(value.shape)} with sha256 {digest.hexdigest()[:16]}"
 
 
 def _is_of_generator(value) -> bool:

@@ -26,9 +26,11 @@ from dss.descent import TRAINING_SETTINGS, takes_training, training_of
 from dss.estimate import Estimate, estimate
 from dss.networks.accept import (
     FEW,
+    check_is_mean,
     check_module,
     check_samples,
     check_split,
+    needs_autograd,
     run_samples,
     with_layers_apart,
 )
@@ -102,6 +104,8 @@ class Task:
         augment: changes the inputs of a training batch; None: they stay as they are.
         batch_size: samples per gradient step; None: the whole training sample.
         eval_chunk: samples per forward pass when losses are measured; None: all at once.
+        differentiates: whether the forward itself takes derivatives (of its outputs by its
+            inputs), and so needs autograd where losses are only measured.
         settings: keyword arguments for `find_strings` that suit the task or its preset.
         length_mask: `(P,)` bool, the parameters that count in the normalized length; None: all.
         device: where it computes.
@@ -123,6 +127,7 @@ class Task:
     augment: Callable | None = field(default=None, repr=False)
     batch_size: int | None = None
     eval_chunk: int | None = None
+    differentiates: bool = False
     settings: Mapping = field(default_factory=dict)
     length_mask: Tensor | None = field(default=None, repr=False)
     device: torch.device = torch.device("cpu")
@@ -292,11 +297,11 @@ class Task:
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
         n, x = check_inputs(x), moved(x, self.device, thetas.dtype)
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.differentiates):
             found = self._statistics(thetas)
 
             def answers(rows: slice) -> Tree:
-                return self._answers(thetas, found, rows, x)
+                return tree_map(torch.Tensor.detach, self._answers(thetas, found, rows, x))
 
             groups = self.budget.by_rows(answers, len(thetas), n, thetas.dtype)
             return tree_map(lambda *parts: torch.cat(parts), *groups)
@@ -465,12 +470,12 @@ class Task:
             x, y = part_of(sample, part, dtype, seed=k)
 
             def mean_of_rows(rows: slice) -> Tensor:
-                return values(rows, x, y).to(dtype)
+                return values(rows, x, y).to(dtype).detach()
 
             means = torch.cat(self.budget.by_rows(mean_of_rows, n, step, dtype))
             return means if step == n_samples else size_of((x, y)) / n_samples * means
 
-        with torch.no_grad():
+        with torch.set_grad_enabled(self.differentiates):
             first, *others = map(mean_of, range(0, n_samples, step))
             means = sum(others, first)
             return OF_MEAN[self.metric](means) if self.metric in OF_MEAN else means
@@ -531,8 +536,8 @@ class Task:
             batch_size: samples per gradient step; None: that of the loader, or the whole training
                 sample.
             eval_chunk: samples per forward pass when losses are measured, to bound memory; needs
-                a metric that is a mean over samples.  None: all at once, or 256 of a dataset that
-                is not held.
+                a metric that is a mean over samples, which is tried.  None: all at once, or 256 of
+                a dataset that is not held.
             name: by default the class of the module.
             settings: keyword arguments for `find_strings` to keep with the task.
             trainable: `"all"`, or `"requires_grad"`: theta holds those parameters that require a
@@ -545,15 +550,17 @@ class Task:
                 follows from the generator of the search, as does what a dataset draws.
 
         Raises:
-            TypeError: no module; a sample is no pair of tensors and no dataset of such pairs, or is
-                of integers where floats are needed; an argument that is no number or no function.
+            TypeError: no module, or one with an attribute that cannot be copied; a sample is no
+                pair of tensors and no dataset of such pairs, or is of integers where floats are
+                needed; an argument that is no number or no function.
             ValueError: BatchNorm running statistics, or those of a batch with an eval_chunk;
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, in another dtype or without a size yet, a network in
                 DataParallel or TorchScript, a forward that writes to its own parameters or buffers
                 (max_norm, clamp_, a counter), an unknown loss, samples that do not fit the network
                 or each other or hold NaN, inf or a label that is no class, no parameters, a
-                batch_size below 1, or none for a dataset.
+                batch_size below 1, or none for a dataset, or an eval_chunk that would give the
+                metric another value.
         """
         is_adapter = lookup(TRAINABLE, trainable, "trainable")
         module, factory = network_of(module)
@@ -615,6 +622,9 @@ class Task:
                         "fewer; leave batch_size and eval_chunk out"
                     )
                 functions[i] = one_by_one_if_needed(functions[i], run.output, target, descends)
+        if chunk is not None and chunk < size_of(splits["test"]):
+            check_is_mean(functions[1], network, x, y, chunk)
+        few = rows_of(x, slice(run.n_least))
         return cls(
             name=name or type(module).__name__,
             n_params=n_params,
@@ -631,7 +641,7 @@ class Task:
                 first.device,
                 n_activations=run.n_activations,
                 n_fixed=run.n_fixed,
-                stacks=can_be_stacked(module, rows_of(x, slice(run.n_least))),
+                stacks=can_be_stacked(module, few),
                 is_plain=is_plain(module),
             ),
             module=module,
@@ -642,6 +652,7 @@ class Task:
             augment=augment,
             batch_size=batch_size,
             eval_chunk=eval_chunk,
+            differentiates=needs_autograd(module, few),
             settings=dict(settings or {}),
             dtype=first.dtype,
         ).to(first.device)

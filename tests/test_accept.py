@@ -1,6 +1,10 @@
 """What is refused, or taken as it is meant: forwards that write, odd losses, misleading inputs."""
 
+import hashlib
+import logging
+import os
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 import dss
+from dss.checkpoint import _as_text
 
 X = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(1))
@@ -299,3 +304,131 @@ def test_what_the_advice_says_is_taken():
     torch.testing.assert_close(task.losses(theta[None])[0], expected)
     task_of(Dropping().eval())
     task_of(plain().double(), BYTES.float(), Y)
+
+
+class Holding(nn.Module):
+    """A layer, and something beside it."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.inside = nn.Sequential(nn.Linear(6, 3))
+        self.inside.held = held
+
+    def forward(self, x):
+        return self.inside(x)
+
+
+def test_an_attribute_that_cannot_be_copied_is_named():
+    with open(os.devnull) as file:
+        with pytest.raises(TypeError, match="'held' of layer 'inside'.*TextIOWrapper.* None first"):
+            task_of(Holding(file))
+    task_of(Holding(logging.getLogger("a")))
+
+
+@pytest.mark.parametrize("build", [nn.Embedding, nn.EmbeddingBag])
+def test_sparse_embeddings_have_dense_gradients(build, seeded):
+    layers = [nn.Flatten(), nn.Linear(20 if build is nn.Embedding else 5, 3)]
+    module = nn.Sequential(build(9, 5, sparse=True), *layers)
+    task = task_of(module, TOKENS)
+    thetas = task.init(2, seeded(5))
+    losses, gradients = task.gradients(thetas)
+    leaf = thetas[1].clone().requires_grad_()
+    named = dss.theta.unflatten(leaf, dss.theta.shapes_of(task.module))
+    expected = F.cross_entropy(functional_call(task.module, named, (TOKENS,)), Y)
+    torch.testing.assert_close(losses[1], expected.detach())
+    torch.testing.assert_close(gradients[1], torch.autograd.grad(expected, leaf)[0])
+    assert module[0].sparse
+
+
+def test_no_one_is_asked_to_file_an_issue(recwarn):
+    task = task_of(nn.Sequential(nn.EmbeddingBag(9, 5), nn.Linear(5, 3)), TOKENS)
+    task.gradients(task.init(2))
+    assert not [w for w in recwarn if "file us an issue" in str(w.message)]
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.last = nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.last((torch.softmax(q @ k.mT, dim=-1) @ v).mean(dim=1))
+
+
+def test_what_stands_between_layers_is_counted():
+    x = torch.randn(10, 30, 8)
+    task = task_of(Attending(), x, Y[:10])
+    # x, the results of qkv and of softmax, what is averaged (v and q are parts of qkv), each kept.
+    assert task.budget.n_activations >= 30 * 8 + 30 * 24 + 30 * 30
+    layers_alone = task_of(plain()).budget.n_activations
+    assert layers_alone == 6 + 8 + 8 + 3
+
+
+WEIGHTS = torch.tensor([1.0, 5.0, 0.2])
+
+
+def weighted_mean(output, y):
+    return (WEIGHTS[y] * F.cross_entropy(output, y, reduction="none")).mean()
+
+
+@pytest.mark.parametrize("order", [torch.arange(40), Y.argsort()], ids=["mixed", "sorted"])
+def test_eval_chunk_needs_a_mean_over_samples(order):
+    x, y = X[order], Y[order]
+    for metric in (nn.CrossEntropyLoss(weight=WEIGHTS), f1_score_loss):
+        with pytest.raises(ValueError, match="eval_chunk is 7, .* is no mean over samples"):
+            task_of(plain(), x, y, metric=metric, eval_chunk=7)
+        task_of(plain(), x, y, metric=metric)
+        task_of(plain(), x, y, metric=metric, eval_chunk=40)
+    for metric in ("cross_entropy", "error", weighted_mean):
+        task = task_of(plain(), x, y, metric=metric, eval_chunk=7)
+        thetas = task.init(2)
+        torch.testing.assert_close(
+            task.losses(thetas), task_of(plain(), x, y, metric=metric).losses(thetas)
+        )
+
+
+class Equation(nn.Module):
+    """u' + u of a network u(x): the residual of a differential equation."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(1, 8), nn.Linear(8, 1)
+
+    def forward(self, x):
+        x.requires_grad_(True)
+        u = self.last(torch.tanh(self.first(x)))
+        return torch.autograd.grad(u.sum(), x, create_graph=True)[0] + u
+
+
+@pytest.mark.parametrize("options", [{}, {"eval_chunk": 7}])
+def test_a_forward_that_takes_derivatives_is_measured(options):
+    x = torch.linspace(0, 1, 30, dtype=torch.float64)[:, None]
+    task = task_of(Equation().double(), x, torch.ones_like(x), "mse", **options)
+    assert not x.requires_grad and task.differentiates and not task_of(plain()).differentiates
+    thetas = task.init(3)
+    expected = [float(F.mse_loss(task.network(v)(x.clone()), torch.ones_like(x))) for v in thetas]
+    losses = task.losses(thetas)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-9) and not losses.requires_grad
+    assert not task.outputs(thetas, x).requires_grad
+    assert task.gradients(thetas)[0].tolist() == pytest.approx(expected, rel=1e-9)
+    string = dss.find_string(task, *thetas[:2], 1e3)
+    assert string.connected
+
+
+def test_parameters_of_two_dtypes_are_refused():
+    module = plain()
+    module[0].bfloat16()
+    with pytest.raises(ValueError, match="bfloat16.*'2.weight' torch.float32.*all must be alike"):
+        task_of(module)
+
+
+def test_a_checkpoint_takes_little_memory_beside_the_data():
+    value = torch.arange(2**24, dtype=torch.float32).view(2**12, 2**12).T
+    for given in (value.T, value[:3, :5], torch.tensor(1.5), torch.ones(1, 3)[:, 1]):
+        digest = hashlib.sha256(given.contiguous().numpy().tobytes()).hexdigest()[:16]
+        assert _as_text(given).endswith(digest)
+    tracemalloc.start()
+    _as_text(value.T)
+    assert tracemalloc.get_traced_memory()[1] < 2**22  # of Python; the digest's bytes were there
+    tracemalloc.stop()

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
-from dss.checks import check_finite, check_sizes
+from dss.checks import check_finite, check_sizes, short
 from dss.networks.losses import LOSSES
-from dss.networks.samples import Sample, Streamed, Tree, call, moved, named_leaves, rows_of
+from dss.networks.observed import place_of
+from dss.networks.samples import Sample, Streamed, Tree, call, moved, named_leaves, rows_of, size_of
 
 # Samples that are run before a search begins.
 MANY, FEW = 64, 2
@@ -29,9 +30,10 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
     it meets twice.
 
     Raises:
+        TypeError: an attribute cannot be copied, an open file say; it is named.
         ValueError: a layer holds itself, through a child that holds its parent.
     """
-    module, seen = copy.deepcopy(module), set()
+    module, seen = _copied(module), set()
 
     def visit(parent: nn.Module, above: tuple[nn.Module, ...] = ()) -> None:
         above += (parent,)
@@ -55,6 +57,26 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
 
     visit(module)
     return module
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy, whose embeddings have dense gradients: of flat vectors there are no others."""
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:
+        for name, layer in module.named_modules():
+            for attribute, value in vars(layer).items():
+                if attribute != "_modules" and not _runs(copy.deepcopy, value):
+                    where = f"layer {name!r} ({type(layer).__name__})"
+                    raise TypeError(
+                        f"attribute {attribute!r} of {where} is {short(value)} and cannot be "
+                        f"copied, as a task copies the network ({error}); set it to None first"
+                    ) from error
+        raise
+    for layer in copied.modules():
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            layer.sparse = False
+    return copied
 
 
 def check_module(
@@ -159,7 +181,8 @@ def check_split(split: str, sample: Sample, dtype: torch.dtype) -> Sample:
             f"{split}: {n_x} inputs and {n_y} targets; need as many, > 0"
             + (f" (samples of each tensor: {sizes[0] | sizes[1]})" if several else "")
         )
-    pair = tuple(moved(tree, None, dtype) for tree in sample)
+    # Detached: a forward may ask for gradients by its input, and the caller's stays as it is.
+    pair = tuple(_detached(moved(tree, None, dtype)) for tree in sample)
     check_samples(split, *pair)
     return pair
 
@@ -259,7 +282,7 @@ def run_samples(
 
 
 def _run_network(module: nn.Module, x: Tree, split: str) -> list[tuple[int, Tree, int]]:
-    """Runs on many samples and on few: how many, the output, and values that layers put out.
+    """Runs on many samples and on few: how many, the output, and the values that are held.
 
     Both are of all samples where fewer do not fit: the nodes of one graph.
     """
@@ -277,21 +300,34 @@ def _run_network(module: nn.Module, x: Tree, split: str) -> list[tuple[int, Tree
 
 
 def _counted(module: nn.Module, x: Tree) -> tuple[int, Tree, int]:
-    """How many samples, what the network answers, and how many values its layers put out."""
+    """How many samples, what the network answers, and how many values it holds at a time.
+
+    These are what its layers put out, or where that is more, as with attention, what autograd keeps
+    beside parameters, buffers and inputs.
+    """
     counts: list[int] = []
+    kept: dict[int, int] = {}
+    known = {place_of(v) for v in [*tree_leaves(x), *module.parameters(), *module.buffers()]}
+
+    def keep(value: Tensor) -> Tensor:
+        if (place := place_of(value)) not in known:
+            kept[place] = value.untyped_storage().nbytes() // value.element_size()
+        return value
+
     hooks = [
         m.register_forward_hook(lambda _m, _i, o: counts.append(o.numel() if _is(o) else 0))
         for m in module.modules()
         if not list(m.children())
     ]
     try:
-        output = call(module, x)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            output = call(module, x)
     finally:
         for hook in hooks:
             hook.remove()
     if not all(map(_is, tree_leaves(output))):
         raise TypeError(_no_tensor(output))
-    return len(tree_leaves(x)[0]), output, sum(counts)
+    return len(tree_leaves(x)[0]), output, max(sum(counts), sum(kept.values()))
 
 
 def _no_tensor(output) -> str:
@@ -357,6 +393,48 @@ def _check_answer(module: nn.Module, x: Tree, output: Tree) -> None:
     if is_steady(evaluated, call(evaluated, x)):
         advice = "call module.eval() first"
     raise ValueError(f"the network answers differently to the same input: {advice}")
+
+
+def needs_autograd(module: nn.Module, x: Tree) -> bool:
+    """Whether a network runs only where autograd records: its forward takes derivatives."""
+    with torch.no_grad():
+        return not _runs(partial(call, module), x)
+
+
+def check_is_mean(metric: Callable, module: nn.Module, x: Tree, y: Tree, eval_chunk: int) -> None:
+    """Refuse a metric of which `eval_chunk` would give another value.
+
+    Args:
+        metric: of (output, y).
+        module, x, y: of a task.
+        eval_chunk: samples at a time.
+
+    Raises:
+        ValueError: of up to 64 samples, taken from all parts of the sample, the mean over two
+            parts differs from the whole.
+    """
+    size = size_of((x, y))
+    device = tree_leaves(x)[0].device
+    index = torch.linspace(0, size - 1, min(MANY, size), device=device).long()
+    n, first = len(index), len(index) // 3
+    if first == 0:
+        return
+    with torch.enable_grad():
+        output, y = _detached(call(module, rows_of(x, index))), rows_of(y, index)
+    whole, *parts = (
+        torch.as_tensor(metric(rows_of(output, k), rows_of(y, k))).double()
+        for k in (slice(n), slice(first), slice(first, n))
+    )
+    mean = (first * parts[0] + (n - first) * parts[1]) / n
+    epsilon = torch.finfo(next(module.parameters()).dtype).eps
+    rounding = 100 * epsilon * sum(v.abs() for v in parts)
+    if not torch.allclose(mean, whole, rtol=0, atol=float(rounding.nan_to_num(0)), equal_nan=True):
+        raise ValueError(
+            f"eval_chunk is {eval_chunk}, but the metric is no mean over samples: {whole:.6g} of "
+            f"{n} samples, {mean:.6g} as the mean of two parts of them; leave eval_chunk out, or "
+            "give a mean (of class weights: (w[y] * F.cross_entropy(output, y, reduction='none'))"
+            ".mean(); of labels that are ignored: leave them out of the sample)"
+        )
 
 
 def _refuse_unlike_shapes() -> None:

@@ -17,6 +17,10 @@ class _Writes(TorchDispatchMode):
         super().__init__()
         self.places: set[int] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # True imports the compiler, which takes seconds
+
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         keywords = keywords or {}
         schema = function._schema.arguments
@@ -24,11 +28,11 @@ class _Writes(TorchDispatchMode):
         given += [(a, keywords[a.name]) for a in schema if a.name in keywords]
         for argument, value in given:
             if argument.alias_info is not None and argument.alias_info.is_write:
-                self.places |= {_place(v) for v in tree_iter(value) if isinstance(v, Tensor)}
+                self.places |= {place_of(v) for v in tree_iter(value) if isinstance(v, Tensor)}
         return function(*arguments, **keywords)
 
 
-def _place(tensor: Tensor) -> int:
+def place_of(tensor: Tensor) -> int:
     """Where the memory of a tensor begins; 0 for one without values."""
     return tensor.untyped_storage().data_ptr()
 
@@ -45,7 +49,7 @@ def check_writes(module: nn.Module, x: Tree) -> None:
     Raises:
         ValueError: it does; the tensor is named.
     """
-    before = {name: (value, _place(value)) for _, name, value in _members(module)}
+    before = {name: (value, place_of(value)) for _, name, value in _members(module)}
     with _Writes() as writes:
         for with_gradient in (False, True):
             try:
@@ -56,7 +60,7 @@ def check_writes(module: nn.Module, x: Tree) -> None:
                 continue  # what cannot be run at all is said when samples are
     for kind, name, value in _members(module):
         old, place = before.get(name, (None, 0))
-        if value is old and _place(value) == place and place not in writes.places - {0}:
+        if value is old and place_of(value) == place and place not in writes.places - {0}:
             continue
         if old is None:
             raise ValueError(

@@ -111,6 +111,7 @@ def descending_study(
     generator: torch.Generator | None = None,
     checkpoint: Callable[[str], Path | None] = lambda name: None,
     offer: bool = False,
+    ends: Task | None = None,
     **options,
 ) -> tuple[list[String], "pd.DataFrame"]:
     """Steps 1 to 5 for the same pairs at falling thresholds: networks are trained on and on.
@@ -124,6 +125,8 @@ def descending_study(
             (`dss.Results.checkpoint`).
         offer: search the lowest threshold first, and offer what was found there to the next higher
             one (`offered`).  Pairs that take it cost no gradient; all others are searched.
+        ends: the task on which endpoints are drawn and trained, where their loss is another than
+            that of beads; None: the same.
         options: keyword arguments of `find_strings`; networks are trained with the same
             optimiser, batches and budget, and `progress` shows them too.
 
@@ -140,6 +143,8 @@ def descending_study(
     import pandas as pd
 
     check_task(task)
+    ends_task = task if ends is None else ends
+    check_task(ends_task)
     generator, n_pairs = check_generator(generator), _check_pairs(task, n_pairs)
     offer, L0 = check_flag(offer, "offer"), thresholds_of(L0).tolist()
     for threshold in L0:
@@ -150,28 +155,28 @@ def descending_study(
 
     def train(k: int, thetas: torch.Tensor) -> Trained:
         descent = {"generator": generator, "checkpoint": checkpoint(f"{pieces[k]}.ends")} | training
-        return train_to(task, thetas, L0[k], **descent)
+        return train_to(ends_task, thetas, L0[k], **descent)
 
     def search(k: int, pairs: list[int]) -> list[String]:
         given = {"generator": generator, "checkpoint": checkpoint(pieces[k])}
         given |= _of_pairs(options, pairs)
-        both = ends[k].thetas.unflatten(0, (n_pairs, 2))[pairs].unbind(dim=1)
+        both = trained[k].thetas.unflatten(0, (n_pairs, 2))[pairs].unbind(dim=1)
         return find_strings(task, *both, L0[k], **given)
 
-    ends, strings = [], {}
-    thetas = task.init(2 * n_pairs, generator)
+    trained, strings = [], {}
+    thetas = ends_task.init(2 * n_pairs, generator)
     for k in range(len(L0)):
-        ends.append(train(k, thetas))
-        thetas = ends[k].thetas
+        trained.append(train(k, thetas))
+        thetas = trained[k].thetas
         if not offer:
             strings[k] = search(k, list(range(n_pairs)))
     for k in reversed(range(len(L0)) if offer else []):
-        known = offered(task, strings.get(k + 1, []), ends[k].thetas, L0[k], options)
+        known = offered(task, strings.get(k + 1, []), trained[k].thetas, L0[k], options)
         asked = [m for m in range(n_pairs) if m not in known]
         found = search(k, asked) if asked else []
         strings[k] = [(known | dict(zip(asked, found, strict=True)))[m] for m in range(n_pairs)]
     rows = []
-    for k, of_ends in enumerate(ends):
+    for k, of_ends in enumerate(trained):
         n_lost = int((~of_ends.reached).sum())
         for pair, string in enumerate(strings[k]):
             straight = string.trace[0]["Gamma_tilde"] if string.trace else float("nan")

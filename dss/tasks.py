@@ -99,8 +99,8 @@ COLOUR_SETTINGS = {
 WORD_SETTINGS = {
     None: {
         "optimizer": "adam",
-        "lr": 3e-3,
-        "batch_size": 64,
+        "lr": 1e-2,
+        "batch_size": 20,
         "patience": 3_000,
         "check_every": 30,
         "t_star": "coarse",

@@ -9,6 +9,7 @@ import nbformat
 import pytest
 
 from dss.provenance import notebook_sha256
+from dss.runs.execute import DATA
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = [
@@ -95,11 +96,11 @@ def test_every_picture_is_described(notebook):
         assert len(cell.metadata["mystnb"]["image"]["alt"]) > 80
 
 
-def test_a_notebook_that_reads_mnist_asks_for_it(notebook):
+def test_a_notebook_asks_for_the_data_that_it_reads(notebook):
     """`dss reproduce` fetches what the metadata names before anything runs."""
-    reads = any("dss.mnist(" in cell.source for cell in code_cells(notebook[0]))
+    code = "".join(cell.source for cell in code_cells(notebook[0]))
     asked = notebook[0].metadata.get("dss", {}).get("data", [])
-    assert asked == (["mnist"] if reads else [])
+    assert asked == [name for name in DATA if f"dss.{name}(" in code]
 
 
 def test_every_figure_has_a_caption_that_says_how_many_were_measured(taught):

@@ -108,6 +108,17 @@ SETTINGS = {
          "L0_check_quadratic": 0.3, "L0_check_cubic": 0.32, "L0_plateau": [0.2], "n_plateau": 1,
          "points_plateau": [20], "mnist_from": str(QUICK / "authors_mnist_pairs.csv")},
     ],
+    "10_later_paper": [
+        {"n_train": 200, "n_eval": 10, "L0_cifar10": [0.95], "n_pairs_cifar10": 1, "n_rows": 100,
+         "n_rows_eval": 2, "n_words": 10, "L0_ptb": [9], "n_pairs_ptb": 1, "L0_resnet": 1,
+         "batch_resnet": 2, "n_t": 3, "check_every": 5, "max_steps": 20},
+        {"n_train": 100, "n_eval": 3, "L0_cifar10": [0.5, 1], "n_pairs_cifar10": 1, "n_rows": 50,
+         "n_rows_eval": 1, "n_words": 2, "L0_ptb": [1000, 1e-9], "n_pairs_ptb": 2,
+         "L0_resnet": 0.9, "n_t": 4, "max_steps": 1, "seed": 4294967},
+        {"n_train": 1, "n_eval": 2, "L0_cifar10": [1e-6], "n_pairs_cifar10": 1, "n_rows": 1,
+         "n_rows_eval": 1, "L0_ptb": [1e-9], "n_pairs_ptb": 1, "L0_resnet": 1e-6, "n_t": 3,
+         "max_steps": 1},
+    ],
     "15_neighbours": [
         {"networks": ["digits cnn"], "L0_cnn": [2.0], "n_pairs": 1, "n_eval": 10, "max_steps": 50,
          "patience": 10, "L0_quad": [0.02], "n_quad": 1, "L0_failed": 0.02, "n_failed": 1,

@@ -11,6 +11,7 @@ import dss
 from dss import plots
 from dss.status import Status
 from dss.studies import descending_study
+from dss.tasks import OfScript
 
 OPTIONS = {"optimizer": "adam", "lr": 1e-2, "max_steps": 600, "patience": 200, "max_depth": 3}
 
@@ -219,3 +220,18 @@ def test_the_style_is_set_when_it_is_asked_for_and_not_before():
         before = plots.plt.rcParams["savefig.dpi"]
         plots.use_style()
         assert plots.plt.rcParams["savefig.dpi"] == plots.STYLE["savefig.dpi"] != before
+
+
+def test_endpoints_can_descend_a_loss_of_their_own(quad64, seeded):
+    """As with the L2 penalty that the authors' endpoints pay and beads do not."""
+    options = OPTIONS | {"max_steps": 40}
+    same, _ = descending_study(quad64, [0.05], 2, seeded(3), ends=quad64, **options)
+    plain, _ = descending_study(quad64, [0.05], 2, seeded(3), **options)
+    pulled = OfScript(**vars(quad64), l2=torch.full((33,), 0.1))
+    other, _ = descending_study(quad64, [0.05], 2, seeded(3), ends=pulled, **options)
+    for one, two, three in zip(same, plain, other, strict=True):
+        assert torch.equal(one.thetas, two.thetas)
+        assert not torch.equal(one.thetas[0], three.thetas[0])
+        assert three.task is quad64, "beads and tests are of the task itself"
+    with pytest.raises(TypeError, match="task is a str"):
+        descending_study(quad64, [0.05], 2, ends="task", **options)

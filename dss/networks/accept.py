@@ -267,7 +267,8 @@ def run_samples(
         _refuse_unlike_shapes()
         (many, output, n_many), (few, of_few, n_few) = _run_network(module, x, split)
         parameters = list(module.parameters()) if descends else []
-        answer, n = (of_few, few) if descends else (_detached(output), many)
+        # A loss may work in place, and the output of many is looked at once more.
+        answer, n = (of_few, few) if descends else (tree_map(torch.clone, _detached(output)), many)
         value = _run_loss(loss, answer, rows_of(y, slice(n)), split, parameters)
         check_labels(split, loss, output, y)
         _check_answer(module, rows_of(x, slice(many)), output)

@@ -182,6 +182,7 @@ class Task:
         """
         if self.module is None:
             raise ValueError(f"{self.name} has no module; its flat vectors are its own")
+        source = source.module if isinstance(source, WithReference) else source
         weights = weights_of(source)
         if isinstance(source, nn.Module):
             check_layers(self.module, source)

@@ -158,6 +158,8 @@ def test_the_reference_belongs_to_the_task(seeded):
     assert not torch.equal(task.losses(theta), other.losses(theta))
     here, there = (checkpoint.fingerprint(t, {})["reference"] for t in (task, other))
     assert here != there
+    own = dss.batch_statistics(dense().double(), X)
+    assert torch.equal(task.theta(own), dss.flatten(own)), "its own reference is not looked at"
     again = pickle.loads(workers.packed(task))
     assert torch.equal(again.losses(theta), task.losses(theta))
     assert task.to(dtype=torch.float32).reference.dtype == torch.float32

@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -311,21 +312,23 @@ PEAK = ("pairs", "budget_MiB", "before_MiB", "peak_MiB", "seconds", "connected")
 def peak(device: str, n: int, budget: int) -> list[float]:
     """One QUAD run at L0 = .01 under a memory budget; see `PEAK`."""
     task = dss.quad().to(device, memory=budget)
-
-    def used() -> float:
-        if task.device.type == "cuda":
-            return torch.cuda.max_memory_allocated() / 2**20
-        status = Path("/proc/self/status")
-        if not status.exists():
-            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        # `ru_maxrss` would count what the parent held before this process began.
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
-
+    used = partial(peak_MiB, task.device.type)
     before, started = used(), time.perf_counter()
     ends = dss.train_endpoints(task, 2 * n, [0.01], seeded(), **task.train_settings).thetas[0]
     strings = dss.find_strings(task, ends[::2], ends[1::2], 0.01, **task.settings)
     took = time.perf_counter() - started
     return [n, budget, before, used(), took, sum(s.connected for s in strings)]
+
+
+def peak_MiB(device: str = "cpu") -> float:
+    """The most that this process has held."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # `ru_maxrss` would count what the parent held before this process began.
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1024
 
 
 def hundred_thousand(device: str) -> list[dict]:
@@ -436,8 +439,161 @@ def neighbours(device: str) -> list[dict]:
     return result
 
 
+class Block(nn.Module):
+    """Causal attention and two layers behind it, on `(B, T, width)`."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.before, self.behind = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x):
+        heads = self.qkv(self.before(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+        seen = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
+        x = x + self.out(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.behind(x))
+
+
+class Letters(nn.Module):
+    """What comes next, from tokens `(B, T)` to `(B, V, T)`: a GPT or an LSTM in the middle."""
+
+    def __init__(self, middle: nn.Module, width: int, context: int, n_tokens: int = 65):
+        super().__init__()
+        self.token, self.place = nn.Embedding(n_tokens, width), nn.Embedding(context, width)
+        self.middle, self.last = middle, nn.Linear(width, n_tokens)
+
+    def forward(self, x):
+        h = self.middle(self.token(x) + self.place.weight[: x.shape[1]])
+        return self.last(h[0] if isinstance(h, tuple) else h).transpose(1, 2)
+
+
+def gpt(width: int = 128, context: int = 64, n_layers: int = 4) -> nn.Module:
+    blocks = nn.Sequential(*(Block(width) for _ in range(n_layers)), nn.LayerNorm(width))
+    return Letters(blocks, width, context)
+
+
+def lstm(width: int = 128, context: int = 64) -> nn.Module:
+    return Letters(nn.LSTM(width, width, 2, batch_first=True), width, context)
+
+
+# Networks that people bring, by name: how they are made, the shape of their inputs, the batch.
+BROUGHT = {
+    "ResNet-20": (lambda: dss.networks.architectures.resnet(3), (3, 32, 32), 128),
+    "GPT, 4 layers": (gpt, (64,), 32),
+    "LSTM, 2 layers": (lstm, (64,), 32),
+}
+# Some that are small enough to run side by side.
+SMALL = {
+    "small CNN": (lambda: dss.networks.architectures.small_cnn(28), (1, 28, 28), 32),
+    "ResNet-8, 8x8": (lambda: dss.networks.architectures.resnet(1), (3, 8, 8), 8),
+    "ResNet-8, 16x16": (lambda: dss.networks.architectures.resnet(1), (3, 16, 16), 32),
+    "GPT, 2 layers, 16 wide": (lambda: gpt(16, 16, 2), (16,), 8),
+    "GPT, 2 layers, 32 wide": (lambda: gpt(32, 32, 2), (32,), 16),
+}
+
+
+def made(make, shape: tuple, n: int) -> tuple:
+    """A network and random samples `(x, y)`; inputs with one axis are tokens."""
+    torch.manual_seed(0)
+    is_text = len(shape) == 1
+    x = torch.randint(65, (n, *shape)) if is_text else torch.randn(n, *shape)
+    return make(), x, x.roll(-1, dims=1) if is_text else torch.randint(10, (n,))
+
+
+def task_of(net: nn.Module, train: tuple, test: tuple, n_reference: int = 2, **options):
+    """A task of a network; BatchNorm's reference is the first training samples."""
+    if any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
+        net = dss.batch_statistics(net, train[0][:n_reference])
+    return dss.Task.from_module(net, "cross_entropy", train, test, **options)
+
+
+def gradient_of(name: str, way: str):
+    """A call that computes one gradient, in a plain loop or through a task."""
+    net, x, y = made(*BROUGHT[name])
+    if way == "task":
+        task = task_of(net, (x, y), (x, y))
+        theta, batch = task.theta(net)[None], torch.arange(len(x))
+        return lambda: task.gradients(theta, batch)
+
+    def plain() -> None:
+        net.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+
+    return plain
+
+
+def own_networks(device: str) -> list[dict]:
+    """11. Networks that people bring: a gradient beside a plain PyTorch loop, on the CPU."""
+    rows = []
+    for name in BROUGHT:
+        ratio = ratio_of_cpu_seconds(gradient_of(name, "task"), gradient_of(name, "plain"))
+        MiB = {way: peak_of_gradient(name, way) for way in ("plain", "task")}
+        row = {"network": name, "what": "gradient, task over plain loop", "seconds_ratio": ratio}
+        rows.append(row | {"MiB_ratio": MiB["task"] / MiB["plain"], "plain_MiB": MiB["plain"]})
+    for name in SMALL:
+        rows += side_by_side(name)
+    return rows + [passes_of_gamma()]
+
+
+def side_by_side(name: str) -> list[dict]:
+    """Eight small networks one by one, over as many side by side as the task does, and over all."""
+    net, x, y = made(*SMALL[name])
+    task, rows = task_of(net, (x, y), (x, y)), []
+    thetas, budget = task.init(8, seeded()), dss.networks.memory.Budget
+
+    def run(call: str, most: int | None = None) -> None:
+        limit = budget.side_by_side if most is None else lambda *_: most
+        with mock.patch.object(budget, "side_by_side", limit):
+            getattr(task, call)(thetas)
+
+    for call in ("gradients", "losses"):
+        row = {"network": name, "what": f"{call}, one by one over side by side"}
+        row["side_by_side"] = min(8, task.budget.side_by_side(len(x), torch.float32))
+        row["seconds_ratio"] = ratio_of_cpu_seconds(partial(run, call, 1), partial(run, call))
+        all_of_them = partial(run, call, 8)
+        row["ratio_of_all_8"] = ratio_of_cpu_seconds(partial(run, call, 1), all_of_them)
+        rows.append(row)
+    return rows
+
+
+def ratio_of_cpu_seconds(one, other, repeats: int = 5) -> float:
+    """Median ratio of what two calls take of this thread, which other jobs delay but do not use."""
+    ratios = []
+    for call in (one, other):
+        call()
+    for _ in range(repeats):
+        marks = [time.thread_time()]
+        for call in (one, other):
+            call()
+            marks.append(time.thread_time())
+        ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
+    return statistics.median(ratios)
+
+
+def peak_of_gradient(name: str, way: str) -> float:
+    """MiB by which a process grows that makes a network and computes three gradients."""
+    command = [sys.executable, __file__, "--gradient", name, way]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def passes_of_gamma() -> dict:
+    """Images that pass a ResNet in an evaluation of gamma, over those of the evaluation set."""
+    n_t, n_eval, name = 5, 2_000, "ResNet-8, 8x8"
+    net, x, y = made(*SMALL[name][:2], n_eval)
+    sample, n_reference = (x, y), n_eval // 10
+    task = task_of(net, sample, sample, n_reference=n_reference, eval_chunk=250)
+    task.budget.stacks, seen = False, []  # side by side a layer is called once for all
+    task.module[0].register_forward_hook(lambda layer, given, found: seen.append(len(given[0])))
+    dss.interpolated_loss(task, *task.init(2, seeded()), n_t)
+    ratio = sum(seen) / (n_t * n_eval)
+    return {"network": name, "what": "images passed in gamma", "passes_ratio": ratio}
+
+
 SECTIONS = (pairs, shares, settings, growth, parameters, memory, roofline, chunks, layout)
-SECTIONS += (neighbours,)
+SECTIONS += (neighbours, own_networks)
 
 
 def main() -> None:
@@ -447,11 +603,18 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*known, []], metavar="SECTION")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench" / "bench.csv")
+    parser.add_argument("--gradient", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.peak:
         print(*peak(given.device, *given.peak))
+        return
+    if given.gradient:
+        before, call = peak_MiB(), gradient_of(*given.gradient)
+        for _ in range(3):
+            call()
+        print(peak_MiB() - before)
         return
     device = dss.quad().to(given.device).device
     if device.type == "cuda":

@@ -407,7 +407,7 @@ def test_a_forward_that_takes_derivatives_is_measured(options):
     task = task_of(Equation().double(), x, torch.ones_like(x), "mse", **options)
     assert not x.requires_grad and task.differentiates and not task_of(plain()).differentiates
     thetas = task.init(3)
-    expected = [float(F.mse_loss(task.network(v)(x.clone()), torch.ones_like(x))) for v in thetas]
+    expected = [F.mse_loss(task.network(v)(x.clone()), torch.ones_like(x)).item() for v in thetas]
     losses = task.losses(thetas)
     assert losses.tolist() == pytest.approx(expected, rel=1e-9) and not losses.requires_grad
     assert not task.outputs(thetas, x).requires_grad

@@ -255,8 +255,8 @@ def test_elementary_functions_are_as_good_as_is_assumed():
     [
         (nn.Sequential(nn.Linear(3, 3), nn.GELU()), (3,), "GELU"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), (3,), "LayerNorm"),
-        (nn.Sequential(nn.Sequential(nn.Linear(3, 3))), (3,), "Sequential"),
-        (nn.Linear(3, 3), (3,), "Linear is not a plain nn.Sequential"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU()), (3,), "layer LeakyReLU.*known are chains"),
+        (nn.Bilinear(3, 3, 3), (3,), "Bilinear"),
         (nn.Sequential(nn.Linear(3, 3)), (2, 3), "flatten"),
         (nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), (2, 5, 5), "groups=1 is needed"),
         (nn.Sequential(nn.Conv2d(2, 2, 3, padding="same")), (2, 5, 5), "padding in numbers is"),

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import dss
 from dss.files import save_tensors
+from dss.proofs.bounds import records_of_layers
 from dss.proofs.certify import CERTIFICATE_FORMAT
 from dss.proofs.checker import check_certificate
 
@@ -488,3 +490,91 @@ def test_layers_that_lie_are_rejected(name, tmp_path, seeded):
     told[i] |= change
     reasons = check_certificate(tampered(path, tmp_path / "d", layers=lambda v: told))
     assert reasons and reason in reasons[-1]
+
+
+class Tutorial(nn.Module):
+    """As tutorials write it, with its layers declared in another order than they are used in."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc2, self.fc1 = nn.Linear(4, 1), nn.Linear(1, 4)
+
+    def forward(self, x):
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class Wrapped(nn.Module):
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        x = x.view(x.size(0), -1)
+        return F.dropout(self.inside(x).flatten(1), 0.5, training=False)
+
+
+def in_a_row():
+    return nn.Sequential(nn.Linear(1, 4), nn.ReLU(), nn.Linear(4, 1))
+
+
+EQUIVALENTS = {
+    "tutorial": Tutorial,
+    "nested": lambda: nn.Sequential(nn.Sequential(nn.Linear(1, 4), nn.ReLU()), nn.Linear(4, 1)),
+    "wrapped": lambda: Wrapped(in_a_row()),
+}
+
+
+@pytest.mark.parametrize("kind", EQUIVALENTS)
+def test_what_is_written_otherwise_is_proved_as_a_sequence_is(kind, tmp_path, seeded):
+    x = torch.linspace(-1, 1, 30, dtype=torch.float64)[:, None]
+    task, plain = (
+        dss.Task.from_module(module.double(), "mse", (x, x**2), (x, x**2))
+        for module in (EQUIVALENTS[kind](), in_a_row())
+    )
+    certificates = []
+    thetas = plain.init(3, seeded(2))
+    swapped = torch.cat([thetas[:, 8:], thetas[:, :8]], dim=1)
+    for t, v in ((plain, thetas), (task, swapped if kind == "tutorial" else thetas)):
+        string = string_of(t, *v, L0=1.01 * float(dss.losses_along(t, v)[1].max()))
+        certificates.append(dss.certify(t, string, tolerance=0.05))
+    plain_one, other = certificates
+    assert other.proved and torch.equal(other.bound, plain_one.bound)
+    assert torch.equal(other.thetas, string.thetas)
+    other.save(tmp_path / "a.certificate")
+    string.save(tmp_path / "a.string")
+    assert check_certificate(tmp_path / "a.certificate", tmp_path / "a.string") == []
+    if kind == "tutorial":
+        assert [layer.get("start") for layer in other.layers] == [5, None, 0]
+        for start in (0, 4, 6, 2**60):
+            other.layers[0]["start"] = start  # overlaps, or leaves the networks
+            other.save(tmp_path / "wrong.certificate")
+            assert check_certificate(tmp_path / "wrong.certificate") != []
+
+
+class Skipping(Tutorial):
+    def forward(self, x):
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+class Mixing(Tutorial):
+    """Its view has the rows of the inputs only by chance."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1 = nn.Linear(2, 8)
+
+    def forward(self, x):
+        return self.fc2(torch.relu(self.fc1(x)).view(-1, 4)).view(-1, 2)
+
+
+@pytest.mark.parametrize(
+    "module, n_in, message",
+    [
+        (Skipping(), 1, "is no chain of layers|has no layer"),
+        (Mixing(), 2, "a view in it mixes samples"),
+        (nn.Sequential(nn.LSTM(1, 1), nn.Linear(1, 1)), 1, "LSTM"),
+    ],
+)
+def test_what_is_no_chain_is_refused(module, n_in, message):
+    with pytest.raises(ValueError, match=message):
+        records_of_layers(module, torch.randn(6, n_in))

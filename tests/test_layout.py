@@ -33,6 +33,7 @@ FLOORS = [
         "networks.losses",
         "networks.memory",
         "networks.modes",
+        "networks.chain",
     },
     {
         "runs.compare",
@@ -50,6 +51,7 @@ FLOORS = [
         "treebank",
         "networks.architectures",
         "networks.sequences",
+        "networks.adapters",
         "networks.stacks",
         "networks.accept",
         "estimate",

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dss.networks.dense import plain_layers
+from dss.networks.chain import chained_layers, places_of_parameters
 from dss.networks.losses import LOSSES
 
 U = 2.0**-53
@@ -64,42 +64,65 @@ class Line(NamedTuple):
 
 
 def records_of_layers(module: nn.Module, x: Tensor) -> list[dict]:
-    """What each layer of a sequence does, in plain values that can be written to a file.
+    """What each layer of a network does, in plain values that can be written to a file.
 
     Args:
-        module: the network.
+        module: the network, which calls one layer after the other.
         x: `(B, ...)`, its inputs.
+
+    Returns:
+        In the order of their use.  `start` is where in theta a layer's parameters begin, where that
+        is not where those of the layer before end.
 
     Raises:
         ValueError: a layer, or a setting of one, for which no bounds are known; it is named.
             Dropout that does not act is passed over, as `nn.Identity` is.
     """
-    if type(module) is not nn.Sequential:
-        raise ValueError(
-            f"{type(module).__name__} is not a plain nn.Sequential; bounds are known for sequences "
-            f"of {', '.join(kind.__name__ for kind in LAYERS)}"
-        )
+    try:
+        layers = chained_layers(module)
+        places = places_of_parameters(module, layers)
+    except ValueError as error:
+        raise ValueError(f"no bounds are known for this network: {error}; {KNOWN}") from error
     shape, records = tuple(x.shape[1:]), []
-    for layer in module:
-        if type(layer) is nn.Identity or (
-            isinstance(layer, nn.modules.dropout._DropoutNd) and not (layer.training and layer.p)
-        ):
+    for layer in layers:
+        if _is_passed_over(layer):
+            records.append(None)
             continue
         if type(layer) not in LAYERS:
-            raise ValueError(
-                f"no bounds are known for a layer {layer}; known are "
-                f"{', '.join(kind.__name__ for kind in LAYERS)}"
-            )
+            raise ValueError(f"no bounds are known for a layer {layer}; {KNOWN}")
         name, settings = LAYERS[type(layer)]
         values = settings(layer, shape)
+        if "n_in" in values and shape != (values["n_in"],):
+            _check_same(module, layers, x)
         shape = tuple(layer(torch.zeros(1, *shape).to(next(module.parameters()))).shape[1:])
         records.append({"layer": name, **values, "n_out": math.prod(shape)})
-    if not plain_layers(module):
-        raise ValueError(
-            "the network has hooks, layers that share parameters, parameters beside its layers, or "
-            "a layer's bias before its weight (pruning leaves it so); no bounds are known for those"
-        )
-    return records
+    _check_same(module, layers, x)
+    end = 0
+    for layer, record, place in zip(layers, records, places, strict=True):
+        if record and "bias" in record:
+            record |= {"start": place} if place != end else {}
+            end = place + sum(p.numel() for p in layer.parameters())
+    return [record for record in records if record]
+
+
+def _is_passed_over(layer: nn.Module) -> bool:
+    is_dropout = isinstance(layer, nn.modules.dropout._DropoutNd)
+    return type(layer) is nn.Identity or (is_dropout and not (layer.training and layer.p))
+
+
+def _check_same(module: nn.Module, layers: list[nn.Module], x: Tensor) -> None:
+    """Raise ValueError unless layers, one after the other, give what the network gives.
+
+    They do not where a `view` that was taken for flattening mixes samples.
+    """
+    x = x[:2].to(next(module.parameters()).dtype)
+    try:
+        with torch.no_grad():
+            is_same = torch.allclose(nn.Sequential(*layers)(x), module(x), equal_nan=True)
+    except RuntimeError:
+        is_same = False
+    if not is_same:
+        raise ValueError("no bounds are known for this network: a view in it mixes samples")
 
 
 def _linear(layer: nn.Linear, shape) -> dict:
@@ -153,6 +176,7 @@ LAYERS: dict[type, tuple[str, Callable]] = {
     nn.AvgPool2d: ("avgpool2d", _window),
     nn.MaxPool2d: ("maxpool2d", _window),
 }
+KNOWN = f"known are chains of {', '.join(kind.__name__ for kind in LAYERS)}"
 
 
 def _windows(layer: dict, device: torch.device) -> Tensor:
@@ -324,6 +348,7 @@ class Network:
                 continue
             layer.setdefault("n_in", len(layer.get("index", ())))
             n = layer.get("channels", layer["n_out"]) * (layer["n_in"] + layer["bias"])
+            start = layer.get("start", start)
             parameters = _parameters(layer, *(theta[:, start : start + n] for theta in ends))
             start += n
             if self.first is None and all(step["layer"] == "flatten" for step, _ in self.steps):

@@ -199,8 +199,9 @@ def _shape_behind(layer: dict, shape: tuple) -> tuple:
     _require(type(layer) is dict, "a layer of layers is no names and values")
     kind = layer.get("layer")
     _require(type(kind) is str and kind in LAYER_SETTINGS, f"layer {str(kind)[:80]!r} of layers")
-    _require(set(layer) == {"layer", "n_out"} | LAYER_SETTINGS[kind], f"settings of {kind}")
-    right = {"bias": bool, "n_in": int, "channels": int}
+    found = set(layer) - ({"start"} if "bias" in layer else set())
+    _require(found == {"layer", "n_out"} | LAYER_SETTINGS[kind], f"settings of {kind}")
+    right = {"bias": bool, "n_in": int, "channels": int, "start": int}
     for name in right.keys() & layer.keys():
         _require(type(layer[name]) is right[name], f"{name} of {kind}")
     _require(type(layer["n_out"]) is int and 0 < layer["n_out"] < 2**40, f"n_out of {kind}")
@@ -289,18 +290,24 @@ def _claims(tables: dict, values: dict) -> Iterator[str]:
 def _outputs(layers: list[dict], ends: list, size: np.ndarray, x: np.ndarray):
     """The chord p, q and the error e of the outputs, each `(outputs, B)`."""
     p = q = x.reshape(len(x), -1).T
-    e, start = np.zeros_like(p), 0
+    e, start, taken = np.zeros_like(p), 0, np.zeros(len(size), int)
     for layer in layers:
         kind = layer["layer"]
         if kind in ("linear", "conv2d"):
             patches = _patches(layer, len(p)) if kind == "conv2d" else np.arange(len(p))[:, None]
             n = layer["channels"] if kind == "conv2d" else layer["n_out"]
             n_weights, n_bias = n * len(patches), n if layer["bias"] else 0
+            start = layer.get("start", start)  # where layers stand in another order in theta
             part = (
                 slice(start, start + n_weights),
                 slice(start + n_weights, start + n_weights + n_bias),
             )
             start += n_weights + n_bias
+            if not 0 <= part[0].start <= start <= len(size):
+                raise ValueError(
+                    f"the layers have parameters up to {start}, and the networks {len(size)}"
+                )
+            taken[part[0].start : start] += 1
             p, q, e = _affine(n, part, ends, size, patches, p, q, e)
         elif kind in ("avgpool2d", "maxpool2d"):
             channels, patches = layer["shape"][0], _patches(layer, len(p))
@@ -310,8 +317,9 @@ def _outputs(layers: list[dict], ends: list, size: np.ndarray, x: np.ndarray):
             )
         elif kind != "flatten":
             p, q, e = ENCLOSED_ACTIVATIONS[kind](p, q, e)
-    if start != len(size):
-        raise ValueError(f"the layers have {start} parameters, and the networks {len(size)}")
+    if (taken != 1).any():
+        n = int((taken > 0).sum())
+        raise ValueError(f"the layers have {n} parameters, and the networks {len(size)}")
     return p, q, e
 
 

@@ -170,7 +170,8 @@ def _descend(
     while len(rows) and step < training.max_steps:
         n_steps = min(check_every, training.max_steps - step)
         for _ in range(n_steps):
-            gradient = task.gradients(theta, next(batches), batches.generator)[1]
+            batch, precision = next(batches), training.precision
+            gradient = task.gradients(theta, batch, batches.generator, precision)[1]
             step += 1
             update(theta, gradient, velocity, step, training.lr)
             for mean, decay in zip(means, decays, strict=True):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dss.checks import check_number, check_whole
+from dss.checks import check_number, check_whole, lookup
 from dss.networks.samples import size_of
 
 
@@ -53,6 +53,9 @@ OPTIMIZERS = {
 # ends of the segment, and what a test interpolates.
 COPIES = {"paper": 9, "averaged": 14}
 
+# In what the gradients are computed; None: in the dtype of the networks.
+PRECISIONS = {None: None, "bfloat16": torch.bfloat16}
+
 
 @dataclass(frozen=True)
 class Training:
@@ -66,10 +69,14 @@ class Training:
         patience: a network whose best metric has not fallen by 0.1 % in so many steps has stalled.
         check_every: gradient steps between measurements of the metric; None: 1 with the whole
             training sample in each step, else 20.
+        precision: `"bfloat16"`: gradients of float32 networks come from a forward pass as under
+            `torch.autocast`, its loss in float32.  The networks themselves, what the optimiser
+            keeps, and every loss that is reported or tested stay float32.  None: all in the dtype
+            of the networks.
 
     Raises:
         TypeError: a value that is no number.
-        ValueError: a value out of range.
+        ValueError: a value out of range, or an unknown precision.
     """
 
     optimizer: str = "rmsprop"
@@ -78,11 +85,13 @@ class Training:
     max_steps: int = 20_000
     patience: int = 1_000
     check_every: int | None = None
+    precision: str | None = None
 
     def __post_init__(self):
         if not isinstance(self.optimizer, str) or self.optimizer not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             raise ValueError(f"unknown optimizer {self.optimizer!r}; known: {known}")
+        lookup(PRECISIONS, self.precision, "precision")
         check_number(self.lr, "lr", lambda v: 0 < v < math.inf, "a finite number > 0")
         least = {"batch_size": 1, "max_steps": 0, "patience": 1, "check_every": 1}
         for name, lowest in least.items():
@@ -95,6 +104,21 @@ class Training:
         """How many samples a gradient step on a task sees; 1 for a landscape."""
         n = size_of(task.splits["train"]) if task.splits else 1
         return min(n, self.batch_size or task.batch_size or n)
+
+    def check_dtype(self, task, dtype: torch.dtype) -> None:
+        """Raise ValueError where networks of a dtype cannot descend in this precision."""
+        if self.precision is None:
+            return
+        if task.module is None:
+            raise ValueError(
+                f"precision is {self.precision!r}; {task.name} is an explicit function of theta, "
+                "and only networks descend in a lower precision"
+            )
+        if dtype != torch.float32:
+            raise ValueError(
+                f"precision is {self.precision!r} and the networks are {dtype}; float32 is needed: "
+                "task.to(dtype=torch.float32), or precision=None"
+            )
 
 
 TRAINING_SETTINGS = tuple(field.name for field in dataclasses.fields(Training))

@@ -69,6 +69,7 @@ def estimate(
     """`Task.estimate`; ends are none, or two `(M, P)`, and L0 without them is None."""
     n_t, copies = check_grid(n_t), lookup(COPIES, method, "method")
     n_pairs, dtype = check_whole(n_pairs, "n_pairs", 1), ends[0].dtype if ends else task.dtype
+    training.check_dtype(task, dtype)
     n_samples = training.samples_in(task)
     task.budget.check_bead(copies, n_samples, dtype)
     together = min(n_pairs, task.budget.rows_that_fit(copies, dtype))
@@ -77,7 +78,8 @@ def estimate(
     generator = torch.Generator().manual_seed(0)
     whole = not task.splits or n_samples == size_of(task.splits["train"])
     batch = slice(None) if whole else torch.arange(n_samples, device=task.device)
-    gradient = _seconds(task, lambda: task.gradients(thetas, batch, generator)) / side_by_side
+    step = thetas, batch, generator, training.precision
+    gradient = _seconds(task, lambda: task.gradients(*step)) / side_by_side
     evaluation = _seconds(task, lambda: task.losses(thetas)) / side_by_side
     first_seconds, n_beads = n_pairs * n_t * evaluation, None
     if L0 is not None:

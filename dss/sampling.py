@@ -122,7 +122,8 @@ def find_strings(
         progress: print what `Task.estimate` says, then show a line on stderr, or in Jupyter a bar:
             level, pairs that are done, open segments, their largest Gamma_tilde over L0, gradient
             steps so far, and how far the beads are that are being trained here.
-        training: the fields of `dss.descent.Training`.
+        training: the fields of `dss.descent.Training`, `precision` among them: with `"bfloat16"`
+            beads descend by gradients of mixed precision, and segments are tested in float32.
 
     Returns:
         M strings, in order, on the task's device.  A pair with an endpoint above L0 is not
@@ -161,6 +162,7 @@ def find_strings(
         first_bead = first_bead.detach().to(theta_1)
         insert_first, max_depth = True, max(1, int(max_depth))
     training = training_of(training)
+    training.check_dtype(task, theta_1.dtype)
     if client is None:  # else beads are trained elsewhere
         task.budget.check_bead(COPIES[method], training.samples_in(task), theta_1.dtype)
     generator = check_generator(generator)
@@ -223,7 +225,9 @@ def check_options(task: Task, L0: Tensor, options: dict) -> None:
     check_search(L0, per_pair(alpha, len(L0), "alpha"), max_depth, n_t, t_star, slack, first)
     if values["first_bead"] is not None:
         check_theta(values["first_bead"], "first_bead", (len(L0), task.n_params), finite=True)
-    n_samples = training_of(training).samples_in(task)
+    training = training_of(training)
+    training.check_dtype(task, task.dtype)
+    n_samples = training.samples_in(task)
     if values["client"] is None:
         task.budget.check_bead(COPIES[values["method"]], n_samples, task.dtype)
 

@@ -22,7 +22,7 @@ from dss.checks import (
     lookup,
     short,
 )
-from dss.descent import TRAINING_SETTINGS, takes_training, training_of
+from dss.descent import PRECISIONS, TRAINING_SETTINGS, takes_training, training_of
 from dss.estimate import Estimate, estimate
 from dss.networks.accept import (
     FEW,
@@ -330,6 +330,7 @@ class Task:
         thetas: Tensor,
         batch: Tensor | slice = slice(None),
         generator: torch.Generator | None = None,
+        precision: str | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Training loss of each network on one batch, and its gradient.
 
@@ -337,25 +338,30 @@ class Task:
             thetas: `(N, P)` on the task's device.
             batch: indices into the training sample; all of it by default.
             generator: CPU generator for training noise (dropout), where the task has any.
+            precision: as in `dss.descent.Training`.
 
         Returns:
             losses `(N,)` and gradients `(N, P)`.
 
         Raises:
-            ValueError: thetas has another shape.
+            ValueError: thetas has another shape, or a precision that is unknown, or is not for
+                these networks.
         """
+        if precision is not None:
+            training_of({"precision": precision}).check_dtype(self, thetas.dtype)
         if thetas.shape[1:] != (self.n_params,):  # at every step: what is right must cost nothing
             check_theta(thetas, "thetas", (None, self.n_params))
-        return self._gradients(usual(thetas), batch, generator)
+        lower = {} if precision is None else {"lower": PRECISIONS[precision]}
+        return self._gradients(usual(thetas), batch, generator, **lower)
 
-    def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
+    def _gradients(self, thetas, batch, generator, **lower) -> tuple[Tensor, Tensor]:
         x, y = self._training_batch(batch, thetas.dtype, generator)
         n = size_of((x, y))
         noise = () if self.noise is None else self.noise(n, generator, self.device)
 
         def descend(rows: slice) -> tuple[Tensor, Tensor]:
             arguments = self.module, self.loss_function, thetas[rows].detach(), x, y, *noise
-            return stacked_gradients(*arguments)
+            return stacked_gradients(*arguments, **lower)
 
         groups = self.budget.by_rows(descend, len(thetas), n, thetas.dtype)
         if len(groups) == 1:

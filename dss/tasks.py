@@ -307,8 +307,8 @@ class OfScript(Task):
     l2: Tensor | None = field(default=None, repr=False)
     clip: float = math.inf
 
-    def _gradients(self, thetas, batch, generator) -> tuple[Tensor, Tensor]:
-        losses, gradients = super()._gradients(thetas, batch, generator)
+    def _gradients(self, thetas, batch, generator, **lower) -> tuple[Tensor, Tensor]:
+        losses, gradients = super()._gradients(thetas, batch, generator, **lower)
         if self.l2 is not None:
             pull = self.l2.to(thetas) * thetas
             losses, gradients = losses + (pull * thetas).sum(dim=1) / 2, gradients + pull

@@ -117,6 +117,7 @@ def train_endpoints(
     watch.check_progress(progress)
     generator, n = check_generator(generator), task.budget.check_room(n, "n", task.dtype)
     training, targets = training_of(training), thresholds_of(L0)
+    training.check_dtype(task, task.dtype)
     task.budget.check_bead(COPIES["paper"], training.samples_in(task), task.dtype)
     call = asdict(training) | {"n": n, "L0": targets, "fewer": fewer}
     draw = partial(_draw_endpoints, task, n, targets, generator, training, fewer)
@@ -226,6 +227,7 @@ def train_to(
     if len(thetas) == 0:
         raise ValueError("thetas has 0 rows; at least one network is needed")
     training = training_of(training)
+    training.check_dtype(task, thetas.dtype)
     n, device = len(thetas), task.device
     target = per_pair(target, n, "target").to(device)
     target = target * (1 + rounding(thetas.dtype))
@@ -313,7 +315,8 @@ def _descend(task, thetas, target, batches: "Batches", training: Training) -> Tr
             theta, state = theta[stay], [v[stay] for v in state]
         n_steps = min(check_every, max_steps - step)
         for _ in range(n_steps):
-            gradient = task.gradients(theta, next(batches), batches.generator)[1]
+            batch, precision = next(batches), training.precision
+            gradient = task.gradients(theta, batch, batches.generator, precision)[1]
             step += 1
             update(theta, gradient, state, step, training.lr)
         value = task.losses(theta).double().cpu().numpy()

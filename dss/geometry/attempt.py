@@ -162,6 +162,7 @@ def pair_of(task, theta_1, theta_2, L0, averaged, generator, training: dict) -> 
     check_L0(L0)
     averaged, generator = check_flag(averaged, "averaged"), check_generator(generator)
     settings = training_of({"optimizer": "nesterov"} | training)
+    settings.check_dtype(task, theta_1.dtype)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
     threshold = L0 * (1 + rounding(theta_1.dtype))
     ends = begin(task, theta_1[None], theta_2[None], L0, threshold.to(task.device))

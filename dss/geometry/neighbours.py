@@ -443,7 +443,8 @@ def _come_down(
             return None
         for _ in range(n_steps):
             step += 1
-            gradient = task.gradients(theta, next(batches), batches.generator)[1]
+            batch, precision = next(batches), training.precision
+            gradient = task.gradients(theta, batch, batches.generator, precision)[1]
             update(theta, gradient * trainable, state, step, training.lr)
             for decay, mean in means:
                 mean.lerp_(theta, 1 - decay)
@@ -513,13 +514,14 @@ def _slope_at_uniform_t(pair: Pair, weights: Callable, inner: Tensor, batch) -> 
     generator = pair.batches.generator
     w = weights(torch.rand(1, dtype=torch.float64, generator=generator)).to(inner)  # (1, B + 2)
     point = w @ pair.through(inner)  # (1, P)
-    gradient = pair.task.gradients(point, batch, generator)[1]  # (1, P)
+    gradient = pair.task.gradients(point, batch, generator, pair.training.precision)[1]  # (1, P)
     return w[0, 1:-1, None] * gradient
 
 
 def _slope_across(pair: Pair, inner: Tensor, batch) -> Tensor:
     """The gradients `(B, P)` of pivots, without their part along the chain."""
-    losses, gradients = pair.task.gradients(inner, batch, pair.batches.generator)
+    precision, generator = pair.training.precision, pair.batches.generator
+    losses, gradients = pair.task.gradients(inner, batch, generator, precision)
     steps = pair.through(inner).diff(dim=0)  # (B + 1, P)
     steps /= steps.norm(dim=1, keepdim=True).clamp(min=torch.finfo(steps.dtype).tiny)
     lowest = torch.full_like(losses[:1], -torch.inf)  # the ends are the lowest

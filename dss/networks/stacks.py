@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from dss.networks import batchnorm, dense
 from dss.networks.losses import LOSSES, RESIDUAL_LOSSES, OneByOne
-from dss.networks.samples import Tree, arguments_of, rows_of
+from dss.networks.samples import Tree, arguments_of, moved, rows_of
 from dss.theta import interpolate, shapes_of, unflatten
 
 
@@ -141,17 +142,31 @@ def _of_residual(loss: Callable) -> tuple[Callable, Callable] | None:
 
 
 def stacked_gradients(
-    module: nn.Module, loss: Callable, thetas: Tensor, x: Tree, y: Tree, *noise: Tensor
+    module: nn.Module,
+    loss: Callable,
+    thetas: Tensor,
+    x: Tree,
+    y: Tree,
+    *noise: Tensor,
+    lower: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`loss` of each of N networks, `(N,)`, and its gradient, `(N, P)`; see `stacked_outputs`."""
+    """`loss` of each of N networks, `(N,)`, and its gradient, `(N, P)`; see `stacked_outputs`.
+
+    With `lower` the networks compute in it as under `torch.autocast`, and the loss in the dtype of
+    `thetas`.
+    """
     layers = _dense_layers(module, x)
     if layers is None:
         leaf = thetas.detach().requires_grad_()
-        values = stacked_losses(loss, stacked_outputs(module, leaf, x, *noise), y)
+        with nullcontext() if lower is None else torch.autocast(thetas.device.type, lower):
+            outputs = stacked_outputs(module, leaf, x, *noise)
+        outputs = outputs if lower is None else moved(outputs, None, thetas.dtype)
+        values = stacked_losses(loss, outputs, y)
         return values.detach(), torch.autograd.grad(values.sum(), leaf)[0]
-    parameters = dense.parameters_of(layers, thetas)
-    per_layer = dense.results(layers, parameters, x)
-    outputs = per_layer[-1].transpose(1, 2)
+    low = lower or thetas.dtype
+    parameters = dense.parameters_of(layers, thetas.to(low))
+    per_layer = dense.results(layers, parameters, x if lower is None else x.to(lower))
+    outputs = per_layer[-1].transpose(1, 2).to(thetas.dtype)
     known = _of_residual(loss)
     if known is not None:
         value, derivative = known
@@ -162,8 +177,8 @@ def stacked_gradients(
         outputs = outputs.requires_grad_()
         values = stacked_losses(loss, outputs.clone(), y)  # a loss may work in place
         slope = torch.autograd.grad(values.sum(), outputs)[0]
-    gradient = dense.gradients(layers, parameters, per_layer, slope.transpose(1, 2))
-    return values.detach(), gradient
+    gradient = dense.gradients(layers, parameters, per_layer, slope.transpose(1, 2).to(low))
+    return values.detach(), gradient.to(thetas.dtype)
 
 
 def is_plain(module: nn.Module) -> bool:

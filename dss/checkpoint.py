@@ -133,8 +133,8 @@ def load_state(
             check_fields(state, rules(state), "state")
         if surplus := set(values["on device"]) - set(tensors):
             raise ValueError(f"on device: {short(surplus.pop())} is no tensor")
-        tensors |= {name: tensors[name].to(device) for name in values["on device"]}
-        return tensors | values["state"]
+        moved = {name: tensors[name].to(device) for name in values["on device"]}
+        return tensors | moved | values["state"]  # the digest wants `tensors` as they were read
 
     return load_tensors(path, CHECKPOINT_FORMAT, build)
 

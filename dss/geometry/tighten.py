@@ -94,7 +94,8 @@ def tighten(
     if not strings:
         return []
     chains = _chains_of(task, strings)
-    search = {"n_t": strings[0].n_t, "mask": strings[0].length_mask}
+    mask = strings[0].length_mask  # of a string that was read from a file, on the CPU
+    search = {"n_t": strings[0].n_t, "mask": None if mask is None else mask.to(task.device)}
     search["limit"] = torch.tensor(
         [s.slack * s.L0 * (1 + rounding(s.thetas.dtype)) for s in strings],
         dtype=torch.float64,

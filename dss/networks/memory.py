@@ -17,7 +17,7 @@ MOST_NETWORKS = 2**40
 # Activations that one chunk of networks may hold: a CPU's last-level cache, enough to fill a GPU.
 # On CPUs a wide vmap makes large convolutional networks slower than one by one; this size runs
 # thousands of QUAD networks side by side, six small CNNs and one of the authors' CNNs
-# (`make bench` measures it).
+# (`make bench` measures it).  Other devices count as GPUs.
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 # Norms, attention and blocks of one's own lose more under a wide vmap: to 2**21 such networks are
 # faster side by side, beyond 2**22 they are not (`make bench`, own_networks).
@@ -158,10 +158,14 @@ class Budget:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could still take on a device, 64 MiB at the least."""
-    if device.type == "cuda":
-        own_cache = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return max(2**26, torch.cuda.mem_get_info(device)[0] + own_cache)
+    """Bytes that this process could still take on a device, 64 MiB at the least.
+
+    Devices of which torch does not tell it share the machine's memory, as Apple's do.
+    """
+    of_kind = getattr(torch, device.type, None)
+    if hasattr(of_kind, "mem_get_info"):
+        own_cache = of_kind.memory_reserved(device) - of_kind.memory_allocated(device)
+        return max(2**26, of_kind.mem_get_info(device)[0] + own_cache)
     info, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not info.exists():  # not Linux: say 4 GiB
         return 2**32

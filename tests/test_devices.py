@@ -256,30 +256,32 @@ SEARCH = {"L0": 0.02, "lr": 0.01, "optimizer": "adam", "max_steps": 25, "check_e
 
 @pytest.fixture(scope="module")
 def ends():
-    """QUAD in double precision, and three networks at L0."""
+    """QUAD in double precision, and two networks low enough."""
     task = dss.quad(n_train=16, n_eval=16).to(dtype=torch.float64)
-    trained = dss.train_endpoints(task, 3, [SEARCH["L0"]], lr=0.01, optimizer="adam")
+    trained = dss.train_endpoints(task, 2, [SEARCH["L0"] / 2], lr=0.01, optimizer="adam")
     return task, trained.thetas[0]
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"method": "averaged"}, {"t_star": "coarse", "insert_first": True, "side_by_side": 1}
-], ids=["paper", "averaged", "coarse, apart"])  # fmt: skip
+OPTIONS = {
+    "paper": {},
+    "averaged": {"method": "averaged", "L0": 0.01},
+    "coarse, apart": {"t_star": "coarse", "insert_first": True, "side_by_side": 1},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_searches_and_what_follows_them(options, on_both, ends, tmp_path):
     def work(move):
-        task, thetas = move(ends[0]), ends[1]
-        strings = dss.find_strings(
-            task, thetas[:2], thetas[1:], max_depth=2, n_t=9, **SEARCH | options
-        )
-        read = [dss.String.load(string.save(tmp_path / "string")) for string in strings]
-        low = [s for s in (*strings, *read) if s.connected]
-        assert low
-        proof = dss.certify(task, read[0], budget=16)
+        task = move(ends[0])
+        string = dss.find_string(task, *ends[1], max_depth=2, n_t=9, **SEARCH | options)
+        read = dss.String.load(string.save(tmp_path / "string"))
+        assert read.connected
+        proof = dss.certify(task, read, budget=4)
         told = checker.check_certificate(proof.save(tmp_path / "proof"))
-        networks = [s.module(1).state_dict() for s in strings]
-        tight = dss.tighten(task, low, halvings=1, max_rounds=1)
-        table = dss.compare_paths(task, {"found": strings[0].thetas, "read": read[0].thetas}, 5)
-        return strings, read, proof, told, networks, tight, table, [s.summary() for s in strings]
+        tight = dss.tighten(task, [string, read], max_rounds=1)
+        table = dss.compare_paths(task, {"found": string.thetas, "read": read.thetas}, 5)
+        network = string.module(1).state_dict()
+        return string, read, proof, told, tight, table, network, string.summary()
 
     on_both(work)
 
@@ -358,8 +360,8 @@ def test_studies(on_both, ring, tmp_path):
 def test_the_algorithm_one_network_at_a_time(on_both, ends):
     def work(move):
         task = move(ends[0])
-        a, b = ends[1][:2].to(task.device)
-        return recursion.find_string(task, a, b, 0.015, max_depth=1, n_t=5, max_steps=5)
+        pair = ends[1].to(task.device)
+        return recursion.find_string(task, *pair, 0.015, max_depth=1, n_t=5, max_steps=5)
 
     on_both(work)
 

@@ -93,7 +93,8 @@ def bits(value):
 @pytest.fixture
 def on_both(monkeypatch):
     """Compare what work gives on the CPU and on the device; it is given what moves a task there."""
-    monkeypatch.setitem(memory.CHUNK_ELEMENTS, DEVICE.type, memory.CHUNK_ELEMENTS["cpu"])
+    for limits in (memory.CHUNK_ELEMENTS, memory.MOST_OF_OTHERS):
+        monkeypatch.setitem(limits, DEVICE.type, limits["cpu"])
 
     def compare(work):
         here = bits(work(lambda task: task))

@@ -21,7 +21,7 @@ MOST_NETWORKS = 2**40
 CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 # Norms, attention and blocks of one's own lose more under a wide vmap: to 2**21 such networks are
 # faster side by side, beyond 2**22 they are not (`make bench`, own_networks).
-MOST_OF_OTHERS = 2**21
+MOST_OF_OTHERS = {"cpu": 2**21}
 
 Result = TypeVar("Result")
 
@@ -60,8 +60,8 @@ class Budget:
     def chunk_elements(self, dtype: torch.dtype) -> float:
         """Numbers that networks side by side may hold, activations and parameters."""
         limit = CHUNK_ELEMENTS.get(self.device.type, CHUNK_ELEMENTS["cuda"])
-        if self.device.type == "cpu" and not self.is_plain:
-            limit = min(limit, MOST_OF_OTHERS)
+        if not self.is_plain:
+            limit = min(limit, MOST_OF_OTHERS.get(self.device.type, limit))
         if self.memory is not None:  # each held three times: results, gradients, temporaries
             limit = min(limit, self.memory * 2**20 / (3 * dtype.itemsize))
         return min(limit, self.most)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import dss
+from dss.geometry.neighbours import auto_neb
 from dss.networks import losses, stacks
 
 
@@ -155,7 +156,7 @@ CALLS = {
     "train_endpoints": lambda task, ends, **o: dss.train_endpoints(task, 1, [9.0], **o),
     "gradients": lambda task, ends, **o: task.gradients(ends, **o),
     "estimate": lambda task, ends, **o: task.estimate(**o),
-    "auto_neb": lambda task, ends, **o: dss.geometry.neighbours.auto_neb(task, *ends, 9.0, **o),
+    "auto_neb": lambda task, ends, **o: auto_neb(task, *ends, 9.0, **o),
 }
 
 

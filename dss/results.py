@@ -5,7 +5,7 @@ import io
 import json
 import os
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -143,6 +143,21 @@ class Results:
         """
         folder = self.folder / CHECKPOINTS
         return folder / name if folder.is_dir() else None
+
+    def once(self, name: str, compute: Callable[[], dict]) -> dict:
+        """What `compute()` gives; or, where a run was killed, what that run kept of it.
+
+        Args:
+            name: another one for each call.
+            compute: gives plain values by name: a row of a table.
+        """
+        path = self.checkpoint(f"{name}.json")
+        if path is not None and path.exists():
+            return json.loads(path.read_text(encoding="utf-8"))
+        values = compute()
+        if path is not None:
+            write(path, json.dumps(values).encode())
+        return values
 
     def expect(self, what: str, found: bool) -> None:
         """Say whether something was found that the paper or the default parameters promise.

@@ -108,6 +108,14 @@ SETTINGS = {
          "L0_check_quadratic": 0.3, "L0_check_cubic": 0.32, "L0_plateau": [0.2], "n_plateau": 1,
          "points_plateau": [20], "mnist_from": str(QUICK / "authors_mnist_pairs.csv")},
     ],
+    "09_networks": [
+        {"networks": ["LSTM"], "methods": ["Bezier"], "n_rows": 50, "n_rows_eval": 2, "n_words": 5,
+         "L0_lstm": 1000, "batch": 2, "n_t": 3, "max_steps": 1},
+        {"networks": ["adapters", "ResNet"], "methods": ["DSS paper", "one bend"], "n_images": 4,
+         "n_eval": 3, "L0_resnet": 1e-9, "n_rows": 20, "n_rows_eval": 1, "n_words": 3, "rank": 40,
+         "base_steps": 1, "L0_adapters": 1.2, "batch": 50, "n_pairs": 2, "n_t": 4, "max_steps": 2},
+        {"networks": [], "methods": []},
+    ],
     "10_later_paper": [
         {"n_train": 200, "n_eval": 10, "L0_cifar10": [0.95], "n_pairs_cifar10": 1, "n_rows": 100,
          "n_rows_eval": 2, "n_words": 10, "L0_ptb": [9], "n_pairs_ptb": 1, "L0_resnet": 1,

@@ -93,7 +93,7 @@ def places_of_parameters(module: nn.Module, layers: list[nn.Module]) -> list[int
     """Where in theta the parameters of each layer begin, its weight and then its bias.
 
     Raises:
-        ValueError: parameters that are shared, belong to no layer, or are neither weight nor bias.
+        ValueError: parameters that are shared, belong to no layer, or are not weight and then bias.
     """
     begins, start = {}, 0
     for p in module.parameters():
@@ -107,6 +107,9 @@ def places_of_parameters(module: nn.Module, layers: list[nn.Module]) -> list[int
         if names not in ([], ["weight"], ["weight", "bias"]) or {"weight", "bias"} & set(
             layer._buffers
         ):
-            raise ValueError(f"the parameters of {layer} are not its weight and then its bias")
+            raise ValueError(
+                f"{layer} has a constant weight or bias, other parameters, or its bias before its "
+                "weight (pruning leaves it so)"
+            )
         places.append(begins[id(layer.weight)] if names else 0)
     return places

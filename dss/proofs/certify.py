@@ -262,8 +262,8 @@ def certify_strings(
 
     Args:
         task: a network of linear and convolutional layers, ReLU, sigmoid, tanh, flattening,
-            average and max pooling in a plain `nn.Sequential`, with metric mse, mae, huber,
-            cross-entropy or error rate.
+            average and max pooling, one after the other, written as an `nn.Sequential` or in a
+            forward; with metric mse, mae, huber, cross-entropy or error rate.
         strings: of that task, on any device.
         limit: what to prove; by default each string's `slack * L0`.
         budget: pieces that may be bounded for each segment; a segment is given up when the next

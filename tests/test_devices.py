@@ -296,7 +296,7 @@ def test_a_mask_from_a_file(on_both, tmp_path, seeded):
         bent = dataclasses.replace(string, thetas=thetas)
         read = dss.String.load(bent.save(tmp_path / "string"))
         assert read.connected and read.n_beads == 2
-        return dss.tighten(task, [bent, read], max_rounds=2)
+        return dss.tighten(task, [read, bent], max_rounds=2)
 
     on_both(work)
 

@@ -118,7 +118,7 @@ SETTINGS = {
     ],
     "10_later_paper": [
         {"n_train": 200, "n_eval": 10, "L0_cifar10": [0.95], "n_pairs_cifar10": 1, "n_rows": 100,
-         "n_rows_eval": 2, "n_words": 10, "L0_ptb": [9], "n_pairs_ptb": 1, "L0_resnet": 1, "n_eval_resnet": 1,
+         "n_rows_eval": 2, "n_words": 10, "L0_ptb": [9], "n_pairs_ptb": 1, "L0_resnet": 1,
          "batch_resnet": 2, "n_t": 3, "check_every": 5, "max_steps": 20},
         {"n_train": 100, "n_eval": 3, "L0_cifar10": [0.5, 1], "n_pairs_cifar10": 1, "n_rows": 50,
          "n_rows_eval": 1, "n_words": 2, "L0_ptb": [1000, 1e-9], "n_pairs_ptb": 2,

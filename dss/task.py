@@ -564,8 +564,8 @@ class Task:
                 active dropout, spectral_norm, layers in plain lists or in a circle, parameters of
                 which some are frozen, in another dtype or without a size yet, a network in
                 DataParallel or TorchScript, a forward that writes to its own parameters or buffers
-                (max_norm, clamp_, a counter), an unknown loss, samples that do not fit the network
-                or each other or hold NaN, inf or a label that is no class, no parameters, a
+                (`max_norm`, `clamp_`, a counter), an unknown loss, samples that do not fit the
+                network or each other or hold NaN, inf or a label that is no class, no parameters, a
                 batch_size below 1, or none for a dataset, or an eval_chunk that would give the
                 metric another value.
         """

@@ -139,7 +139,7 @@ def alternative_text(entry: dict, name: str) -> str:
     """What the cell that draws a figure says of it."""
     cells = json.loads((HERE / entry["notebook"]).read_text())["cells"]
     for cell in cells:
-        drawn = re.search(r'run\.figure\(.*"(\w+)"\)', "".join(cell["source"]))
+        drawn = re.search(r'run\.figure\(.*"(\w+)",?\s*\)', "".join(cell["source"]), re.S)
         if drawn and name.endswith(f"_{drawn[1]}"):
             return cell["metadata"]["mystnb"]["image"]["alt"]
     raise ValueError(f"no cell of {entry['notebook']} draws {name}")

@@ -345,9 +345,9 @@ def cifar10(
         preset: `"authors"` for the authors' published script: their network, the error rate on
             10,000 images (or n_eval), initial values and `settings`.
         l2: with the preset, the weight of half the sum of w^2 over the two hidden linear layers in
-            the loss that training descends.  The authors have it for endpoints and not for beads: train
-            endpoints on the task with l2=0.004, which is the value of the tutorial that the script
-            follows, and search on the task without.
+            the loss that training descends.  The authors have it for endpoints and not for beads:
+            train endpoints on the task with l2=0.004, which is the value of the tutorial that the
+            script follows, and search on the task without.
 
     Returns:
         The task; its name ends with `(jpeg)` where the images are copies with loss.

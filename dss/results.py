@@ -144,17 +144,19 @@ class Results:
         folder = self.folder / CHECKPOINTS
         return folder / name if folder.is_dir() else None
 
-    def once(self, name: str, compute: Callable[[], dict]) -> dict:
+    def once(self, name: str, compute: Callable, fields: Collection[str] = ()) -> dict:
         """What `compute()` gives; or, where a run was killed, what that run kept of it.
 
         Args:
             name: another one for each call.
             compute: gives plain values by name: a row of a table.
+            fields: attributes of what it gives that make the row, where it gives no such row.
         """
         path = self.checkpoint(f"{name}.json")
         if path is not None and path.exists():
             return json.loads(path.read_text(encoding="utf-8"))
-        values = compute()
+        found = compute()
+        values = {field: getattr(found, field) for field in fields} if fields else found
         if path is not None:
             write(path, json.dumps(values).encode())
         return values

@@ -388,11 +388,12 @@ def test_lambdas_and_classes_of_a_notebook_can_be_sent(client):
 # --- workers that die, last: they take seconds to start again
 
 
-def dies(mark, driver, n_calls, calls=None):
+def dies(mark, driver, n_calls, calls):
     """Kills a worker at some call, until the file `mark` is there."""
-    calls = [] if calls is None else calls
-    calls.append(1)
-    if os.getpid() != driver and len(calls) == n_calls and not os.path.exists(mark):
+    if os.getpid() == driver:
+        return
+    calls.append(None)
+    if len(calls) == n_calls and not os.path.exists(mark):
         if mark:
             open(mark, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)

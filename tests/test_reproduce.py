@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import dss.runs.reproduce as module
 from dss import provenance, sampling
 from dss.commands import app
+from dss.results import Results
 from dss.runs import execute
 
 # What `dss.Results` leaves, without dss, whose import takes longer than all the rest.
@@ -283,6 +284,7 @@ Path(out, "{name}_strings.csv").write_text("\\n".join(["sums", *sums]))
 PATCHED = """\
 from pathlib import Path
 from dss import __main__
+from dss.results import Results
 from dss.runs import reproduce
 reproduce.PROJECT = Path.cwd()
 reproduce.NOTEBOOKS = Path.cwd() / "notebooks"
@@ -587,3 +589,18 @@ def test_a_notebook_asks_for_its_data_in_its_metadata(project, monkeypatch):
     result = run()
     assert result.exit_code == 1
     assert "unknown data in a notebook's metadata 'imagenet'; known: 'mnist'" in result.output
+
+
+def test_a_row_is_kept_where_a_run_has_checkpoints(tmp_path):
+    run, calls = Results("none", {"size": "quick", "seed": 0, "out": str(tmp_path)}), []
+
+    def compute():
+        calls.append(None)
+        return {"steps": 7, "length": 1.5, "status": "connected"}
+
+    row = {"steps": 7, "length": 1.5, "status": "connected"}
+    assert run.once("a", compute) == run.once("a", compute) == row and len(calls) == 2
+    (tmp_path / ".checkpoints").mkdir()
+    assert run.once("a", compute) == run.once("a", compute) == row and len(calls) == 3
+    found = run.once("b", lambda: Path("x.csv"), ["name", "suffix"])
+    assert found == run.once("b", compute) == {"name": "x.csv", "suffix": ".csv"}

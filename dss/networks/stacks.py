@@ -218,10 +218,10 @@ def one_by_one_if_needed(loss: Callable, output: Tree, y: Tree, descends: bool) 
     if any(loss is known for known in LOSSES.values()) or isinstance(loss, OneByOne):
         return loss
     alone, outputs = OneByOne(loss), tree_map(lambda v: torch.stack([v, v.flip(0)]), output)
-    expected = stacked_losses(alone, outputs, y)
+    expected = stacked_losses(alone, tree_map(torch.clone, outputs), y)  # it may work in place
     leaves = [v.requires_grad_(descends) for v in tree_leaves(outputs) if v.is_floating_point()]
     try:
-        values = stacked_losses(loss, outputs, y)
+        values = stacked_losses(loss, tree_map(torch.clone, outputs), y)
         if values.requires_grad:
             torch.autograd.grad(values.sum(), leaves, allow_unused=True)
     except Exception:

@@ -114,7 +114,9 @@ SETTINGS = {
         {"networks": ["adapters", "ResNet"], "methods": ["DSS paper", "one bend"], "n_images": 4,
          "n_eval": 3, "L0_resnet": 1e-9, "n_rows": 20, "n_rows_eval": 1, "n_words": 3, "rank": 40,
          "base_steps": 1, "L0_adapters": 1.2, "batch": 50, "n_pairs": 2, "n_t": 4, "max_steps": 2},
-        {"networks": [], "methods": []},
+        {"networks": ["LSTM", "ResNet"], "methods": ["AutoNEB", "layer by layer"], "n_images": 2,
+         "n_eval": 1, "L0_resnet": 1e-9, "n_rows": 1, "n_rows_eval": 1, "n_words": 2,
+         "L0_lstm": 1e-9, "n_t": 3, "max_steps": 1, "seed": 4294967},
     ],
     "10_later_paper": [
         {"n_train": 200, "n_eval": 10, "L0_cifar10": [0.95], "n_pairs_cifar10": 1, "n_rows": 100,

@@ -54,6 +54,16 @@ POLYNOMIAL_SETTINGS = {
         "patience": 50_000,
     },
 }
+# What the scripts for images and words have beside their optimiser.
+AUTHORS_SEARCH = {
+    "alpha": 0.98,
+    "n_t": 21,
+    "insert_first": True,
+    "max_depth": 10,
+    "max_steps": 100_000,
+    "patience": 20_000,
+    "check_every": 100,
+}
 IMAGE_SETTINGS = {
     None: {
         "optimizer": "adam",
@@ -63,62 +73,19 @@ IMAGE_SETTINGS = {
         "check_every": 30,
         "t_star": "coarse",
     },
-    "authors": {
-        "optimizer": "adam",
-        "lr": 1e-4,
-        "batch_size": 100,
-        "alpha": 0.98,
-        "slack": 1.02,
-        "n_t": 21,
-        "t_star": "grid",
-        "insert_first": True,
-        "max_depth": 10,
-        "max_steps": 100_000,
-        "patience": 20_000,
-        "check_every": 100,
-    },
+    "authors": {"optimizer": "adam", "lr": 1e-4, "batch_size": 100, "slack": 1.02, "t_star": "grid"}
+    | AUTHORS_SEARCH,
 }
-
 COLOUR_SETTINGS = {
     None: IMAGE_SETTINGS[None],
-    "authors": {
-        "optimizer": "sgd",
-        "lr": 0.1,
-        "batch_size": 128,
-        "alpha": 0.98,
-        "slack": 1.1,
-        "n_t": 21,
-        "t_star": "grid",
-        "insert_first": True,
-        "max_depth": 10,
-        "max_steps": 100_000,
-        "patience": 20_000,
-        "check_every": 100,
-    },
+    "authors": {"optimizer": "sgd", "lr": 0.1, "batch_size": 128, "slack": 1.1, "t_star": "grid"}
+    | AUTHORS_SEARCH,
 }
 WORD_SETTINGS = {
-    None: {
-        "optimizer": "adam",
-        "lr": 1e-2,
-        "batch_size": 20,
-        "patience": 3_000,
-        "check_every": 30,
-        "t_star": "coarse",
-    },
-    "authors": {
-        "optimizer": "sgd",
-        "lr": 1.0,
-        "batch_size": 20,
-        "alpha": 0.98,
-        "slack": 1.1,
-        "n_t": 21,
-        "t_star": "midpoint",
-        "insert_first": True,
-        "max_depth": 10,
-        "max_steps": 200_000,
-        "patience": 40_000,
-        "check_every": 100,
-    },
+    None: IMAGE_SETTINGS[None] | {"lr": 1e-2, "batch_size": 20},
+    "authors": {"optimizer": "sgd", "lr": 1.0, "batch_size": 20, "slack": 1.1, "t_star": "midpoint"}
+    | AUTHORS_SEARCH
+    | {"max_steps": 200_000, "patience": 40_000},
 }
 
 # The networks of the authors' polynomial scripts; that of the cubic serves all others.

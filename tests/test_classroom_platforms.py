@@ -675,8 +675,9 @@ def test_the_archive_for_students_holds_no_solution(released):
     inside = zipfile.ZipFile(io.BytesIO(parts.pop(wheel)))
     parts |= {name: inside.read(name) for name in inside.namelist()}
     assert "dss/__init__.py" in parts
+    assert (bundle.ROOT / "notebooks/assignments/samples.py").read_bytes() not in parts.values()
     for name, content in parts.items():
-        for word in (b"BEGIN SOLUTION", b"HIDDEN TESTS", b"samples.py"):
+        for word in (b"BEGIN SOLUTION", b"HIDDEN TESTS", b"assignments/samples"):
             assert word not in content, name
         assert not re.search(r"^(notebooks|data|tests)|ubyte|\.(gz|npz|safetensors)$", name)
     for name in NAMES:

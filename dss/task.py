@@ -4,7 +4,6 @@ import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,59 +17,37 @@ from dss.checks import (
     check_number,
     check_pairs,
     check_theta,
-    check_whole,
-    lookup,
     short,
 )
 from dss.descent import PRECISIONS, TRAINING_SETTINGS, takes_training, training_of
 from dss.estimate import Estimate, estimate
 from dss.networks.accept import (
-    FEW,
-    check_is_mean,
-    check_module,
     check_samples,
-    check_split,
-    needs_autograd,
-    run_samples,
-    with_layers_apart,
 )
-from dss.networks.architectures import reset_parameters_of
 from dss.networks.batchnorm import PART, WithReference, statistics, with_statistics
 from dss.networks.brought import (
-    TRAINABLE,
     OutputTaken,
     check_layers,
-    check_lower_is_better,
-    drawn_by,
-    freeze,
-    named_loss,
-    network_of,
     theta_by_name,
     weights_of,
 )
-from dss.networks.losses import LOSSES, OF_MEAN
+from dss.networks.fields import fields_of
+from dss.networks.losses import OF_MEAN
 from dss.networks.memory import Budget
 from dss.networks.modes import in_usual_mode, usual
-from dss.networks.observed import check_writes
 from dss.networks.samples import (
     READ,
     Sample,
     Streamed,
     Tree,
-    held,
     moved,
-    opened,
     part_of,
-    rows_of,
     sample_on,
     seeded,
     size_of,
 )
 from dss.networks.stacks import (
-    can_be_stacked,
-    is_plain,
     losses_on_segments,
-    one_by_one_if_needed,
     split_after_first,
     stacked_gradients,
     stacked_losses,
@@ -569,100 +546,16 @@ class Task:
                 batch_size below 1, or none for a dataset, or an eval_chunk that would give the
                 metric another value.
         """
-        is_adapter = lookup(TRAINABLE, trainable, "trainable")
-        module, factory = network_of(module)
-        module = getattr(module, "_orig_mod", module)  # what torch.compile was given
-        module, reference = (
-            (module.module, module.x) if isinstance(module, WithReference) else (module, None)
-        )
-        (train, of_loader), (test, _) = opened("train", train), opened("test", test)
-        batch_size = of_loader if batch_size is None else batch_size
-        if batch_size is None and isinstance(train, Streamed):
-            raise ValueError("batch_size is None; training on a dataset needs one")
-        first = next(module.parameters(), torch.zeros(()))
-        test = held(test, first.device, first.dtype)
-        chunk = READ if eval_chunk is None and isinstance(test, Streamed) else eval_chunk
-        check_module(module, None if reference is not None else chunk, is_adapter)
-        module = with_layers_apart(module)
-        if is_adapter:
-            freeze(module)
-        if output is not None:
-            if not callable(output):
-                raise TypeError(f"output is {short(output)}; a function is needed")
-            module.register_forward_hook(OutputTaken(output))
-        shapes = shapes_of(module)
-        n_params = sum(shape.numel() for shape in shapes.values())
-        if n_params == 0:
-            raise ValueError(f"{type(module).__name__} has no parameter to train")
-        sizes = {"batch_size": batch_size, "eval_chunk": eval_chunk}
-        batch_size, eval_chunk = (
-            None if size is None else check_whole(size, what, 1) for what, size in sizes.items()
-        )
         for what, function in {"init": init, "augment": augment}.items():
             if function is not None and not callable(function):
                 needed = "(n, generator)" if what == "init" else "the inputs of a batch"
                 raise TypeError(f"{what} is {short(function)}; a function of {needed} is needed")
-        metric = loss if metric is None else metric
-        check_lower_is_better(metric)
-        given = loss, metric  # as modules they may ignore a label
-        loss, metric = map(named_loss, given)
-        named = (("loss", loss), ("metric", metric))
-        functions = [f if callable(f) else lookup(LOSSES, f, what) for what, f in named]
-        splits = {"train": train, "test": test}
-        if reference is not None:
-            reference = reference.to(first)
-            found = statistics(module, {}, reference)
-            measured = with_statistics(copy.deepcopy(module), found)
-        for split, sample in splits.items():
-            splits[split] = sample = check_split(split, sample, first.dtype)
-            x, y = sample.read(slice(0, 64)) if isinstance(sample, Streamed) else sample
-            if split == "train":
-                check_writes(module, rows_of(x, slice(2)))
-            network = module if reference is None or split == "train" else measured
-            for i, descends in enumerate((True, False)):
-                checked = given[i] if callable(given[i]) else functions[i]
-                run = run_samples(network, checked, x, y, split, descends)
-                target = rows_of(y, slice(size_of((run.output, y))))
-                if run.n_least > FEW and (batch_size or eval_chunk):
-                    raise ValueError(
-                        f"the network takes the {size_of(sample)} {split} samples at once and no "
-                        "fewer; leave batch_size and eval_chunk out"
-                    )
-                functions[i] = one_by_one_if_needed(functions[i], run.output, target, descends)
-        if chunk is not None and chunk < size_of(splits["test"]):
-            check_is_mean(functions[1], network, x, y, chunk)
-        few = rows_of(x, slice(run.n_least))
-        return cls(
-            name=name or type(module).__name__,
-            n_params=n_params,
-            metric=_name_of(metric),
-            loss=_name_of(loss),
-            init_function=init
-            or (
-                drawn_by(factory, lambda p: p.requires_grad or not is_adapter)
-                if factory
-                else partial(reset_parameters_of, module)
-            ),
-            budget=Budget(
-                n_params,
-                first.device,
-                n_activations=run.n_activations,
-                n_fixed=run.n_fixed,
-                stacks=can_be_stacked(module, few),
-                is_plain=is_plain(module),
-            ),
-            module=module,
-            loss_function=functions[0],
-            metric_function=functions[1],
-            splits=splits,
-            reference=reference,
-            augment=augment,
-            batch_size=batch_size,
-            eval_chunk=eval_chunk,
-            differentiates=needs_autograd(module, few),
-            settings=dict(settings or {}),
-            dtype=first.dtype,
-        ).to(first.device)
+        fields = fields_of(
+            module, loss, train, test, metric, batch_size, eval_chunk, trainable, output
+        )
+        fields |= {} if init is None else {"init_function": init}
+        fields |= {} if name is None else {"name": name}
+        return cls(**fields, augment=augment, settings=dict(settings or {})).to(fields["device"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -705,7 +598,3 @@ def check_task(task) -> None:
             f"task is a {type(task).__name__}; a dss.Task is needed, which Task.from_module makes "
             "of a network"
         )
-
-
-def _name_of(function: str | Callable) -> str:
-    return function if isinstance(function, str) else getattr(function, "__name__", "loss")

@@ -58,6 +58,7 @@ FLOORS = [
         "strings",
         "proofs.checker",
     },
+    {"networks.fields"},
     {"task", "runs.grid", "runs.execute"},
     {"curve", "tasks", "checkpoint", "runs.reproduce", "runs.sweeps", "runs.workers"},
     {"train", "proofs.bounds", "proofs.divide", "runs.verify"},

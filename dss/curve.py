@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dss.checks import check_grid, check_rule, check_segments, check_theta
 from dss.networks.modes import in_usual_mode
-from dss.task import Task, check_task
+from dss.task import Network, Task, check_task, thetas_of
 from dss.theta import interpolate, segment_lengths
 
 if TYPE_CHECKING:
@@ -37,12 +37,14 @@ class Maxima:
 
 
 @in_usual_mode
-def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 33) -> Tensor:
+def interpolated_loss(
+    task: Task, theta_1: Tensor | Network, theta_2: Tensor | Network, n_t: int = 33
+) -> Tensor:
     """The interpolated loss curve gamma on `linspace(0, 1, n_t)`.
 
     Args:
         task: gives the metric, measured on the whole evaluation set.
-        theta_1, theta_2: `(P,)`, or `(S, P)` for S segments.
+        theta_1, theta_2: `(P,)`, or `(S, P)` for S segments; or what `task.theta` takes.
         n_t: grid points, both ends included; at least 3.
 
     Returns:
@@ -54,6 +56,7 @@ def interpolated_loss(task: Task, theta_1: Tensor, theta_2: Tensor, n_t: int = 3
     Paper: Eq. (2), Sec. II.A.
     """
     check_task(task)
+    theta_1, theta_2 = thetas_of(task, theta_1=theta_1, theta_2=theta_2)
     check_segments(theta_1, theta_2, task.n_params)
     gamma = task.losses_between(torch.atleast_2d(theta_1), torch.atleast_2d(theta_2), grid_of(n_t))
     return gamma if theta_1.dim() == 2 else gamma[0]

@@ -7,14 +7,14 @@ segments of all pairs.
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dss import apart, averaged, watch
 from dss.checkpoint import fingerprint, load_state, save_state
@@ -36,7 +36,7 @@ from dss.runs.workers import check_client, packed, sender
 from dss.search import Beads, Search, State, begin, rules_of, strings_of, with_depth
 from dss.status import Status
 from dss.strings import String
-from dss.task import Task, check_task
+from dss.task import Network, Task, check_task, thetas_of
 from dss.theta import interpolate
 from dss.train import steps_between_checks, steps_see_all, train_to
 
@@ -44,8 +44,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger(__name__)
-
-Network = nn.Module | Mapping | str | Path  # what `Task.theta` takes
 
 # What a method takes where the caller says nothing.
 DEFAULTS = {
@@ -58,8 +56,8 @@ DEFAULTS = {
 @takes_training
 def find_strings(
     task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
+    theta_1: Tensor | Sequence[Network],
+    theta_2: Tensor | Sequence[Network],
     L0: float | Tensor,
     alpha: float | Tensor | None = None,
     max_depth: int | None = None,
@@ -86,7 +84,8 @@ def find_strings(
 
     Args:
         task: gives the training loss and the metric, measured on the whole evaluation set.
-        theta_1, theta_2: `(M, P)`, pair by pair.
+        theta_1, theta_2: `(M, P)`, pair by pair; or lists of what `task.theta` takes: networks,
+            state_dicts, files.
         L0: threshold in the unit of `task.metric`, one value or `(M,)`.
         alpha: beads are trained to `alpha * L0`; in (0, 1], one value or `(M,)`.  None: .9, or what
             the method has.
@@ -130,8 +129,9 @@ def find_strings(
         searched; its string says so in `status`, and names it with its loss in `detail`.
 
     Raises:
-        TypeError: thetas that are not floating point, an unknown argument, a client that is none,
-            with a client a task that cannot be sent, or a progress that is neither True nor False.
+        TypeError: thetas that are neither floating point nor networks, an unknown argument, a
+            client that is none, with a client a task that cannot be sent, or a progress that is
+            neither True nor False.
         ValueError: shapes that differ, NaN or inf in theta, an argument out of range, one bead
             that memory cannot hold while it descends, or a checkpoint that is damaged or of another
             call; what differs is named.
@@ -149,6 +149,7 @@ def find_strings(
     """
     check_task(task)
     watch.check_progress(progress)
+    theta_1, theta_2 = thetas_of(task, theta_1=theta_1, theta_2=theta_2)
     check_pairs(theta_1, theta_2, task.n_params)
     side_by_side = _check_where(client, side_by_side)
     theta_1, theta_2 = (theta.detach().to(task.device) for theta in (theta_1, theta_2))
@@ -452,9 +453,7 @@ def find_string(
     Paper: Sec. II.B.
     """
     check_task(task)
-    theta_1, theta_2 = (
-        _theta_of(task, theta, name) for name, theta in (("theta_1", theta_1), ("theta_2", theta_2))
-    )
+    theta_1, theta_2 = thetas_of(task, theta_1=theta_1, theta_2=theta_2)
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
     if arguments.get("first_bead") is not None:
@@ -464,16 +463,6 @@ def find_string(
     if string.status is Status.ENDPOINT_ABOVE_L0:
         raise ValueError(f"{string.detail}; what helps: {string.status.advice}")
     return string
-
-
-def _theta_of(task: Task, theta: Tensor | Network, name: str) -> Tensor:
-    """The flat vector of a network; what is no network stays, and is refused by `check_theta`."""
-    if not isinstance(theta, Network):
-        return theta
-    try:
-        return task.theta(theta)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{name}: {error}") from error
 
 
 def _leave_stationary(search: Search, beads, left, right, generator) -> Tensor:

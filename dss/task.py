@@ -56,6 +56,8 @@ from dss.networks.stacks import (
 )
 from dss.theta import interpolate, shapes_of, unflatten
 
+Network = nn.Module | Mapping | str | Path  # what `Task.theta` takes
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
@@ -598,3 +600,31 @@ def check_task(task) -> None:
             f"task is a {type(task).__name__}; a dss.Task is needed, which Task.from_module makes "
             "of a network"
         )
+
+
+def thetas_of(task: Task, **named) -> list:
+    """The flat vectors of networks, each by the name of its argument; lists of them are stacked.
+
+    Raises:
+        TypeError, ValueError: as in `Task.theta`, the argument named.  What is no network stays as
+            it is, for `check_theta` to refuse.
+        OSError: there is no such file.
+    """
+
+    def theta_of(given: Tensor | Network, name: str) -> Tensor:
+        if not isinstance(given, Network):
+            return given
+        try:
+            return task.theta(given)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}: {error}") from error
+
+    def rows_of(given: Tensor | Network | list, name: str) -> Tensor:
+        if not isinstance(given, list | tuple) or not any(isinstance(v, Network) for v in given):
+            return theta_of(given, name)
+        thetas = [theta_of(v, f"{name}[{i}]") for i, v in enumerate(given)]
+        for i, theta in enumerate(thetas):
+            check_theta(theta, f"{name}[{i}]", (task.n_params,))
+        return torch.stack([theta.to(task.device) for theta in thetas])
+
+    return [rows_of(given, name) for name, given in named.items()]

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dss
+from dss.geometry import neighbours
 from dss.networks.batchnorm import batch_statistics
 from dss.networks.losses import LOSSES
 
@@ -195,6 +196,39 @@ def test_a_bead_becomes_a_network_again(seeded, tmp_path):
     loaded = dss.String.load(string.save(tmp_path / "s.safetensors"))
     with pytest.raises(ValueError, match="does not know its task"):
         loaded.module(0)
+
+
+def test_networks_stand_where_flat_vectors_stand(seeded, tmp_path):
+    nets = [seeded_module(plain, seed) for seed in range(4)]
+    task, file = task_of(nets[0], batch_size=20), tmp_path / "c.safetensors"
+    save_file(nets[2].state_dict(), file)
+    sides = [nets[0], nets[1].state_dict()], (file, nets[3])
+    thetas = [torch.stack([task.theta(v) for v in side]) for side in sides]
+    L0 = 1.02 * max(map(plain_loss, nets))
+    runs = [dss.find_strings(task, *given, L0, generator=seeded()) for given in (sides, thetas)]
+    assert all(torch.equal(a.thetas, b.thetas) for a, b in zip(*runs, strict=True))
+    ends = [side[0] for side in sides]
+    gammas = [dss.interpolated_loss(task, *given) for given in (ends, [t[0] for t in thetas])]
+    assert torch.equal(*gammas)
+    for method in (neighbours.bezier, neighbours.one_bend, neighbours.auto_neb):
+        path = method(task, *ends, L0, max_steps=50, generator=seeded())
+        same = method(task, *(t[0] for t in thetas), L0, max_steps=50, generator=seeded())
+        assert path.Gamma_tilde == same.Gamma_tilde and path.status == same.status
+
+
+def test_a_network_that_does_not_fit_is_named(seeded):
+    net, other = plain(), Tied()
+    task = task_of(net)
+    with pytest.raises(ValueError, match=r"theta_2\[1\]: the network lacks"):
+        dss.find_strings(task, [net, net], [net, other], 9)
+    with pytest.raises(ValueError, match="theta_1: the network lacks"):
+        neighbours.bezier(task, other, net, 9)
+    with pytest.raises(ValueError, match=r"theta_1\[1\] has shape"):
+        dss.find_strings(task, [net, torch.zeros(3)], [net, net], 9)
+    with pytest.raises(TypeError, match="theta_1 is a list"):
+        dss.find_strings(task, [], [net], 9)
+    with pytest.raises(ValueError, match="one shape|alike|as many|shape"):
+        dss.find_strings(task, [net, net], [net], 9)
 
 
 def test_a_factory_draws_as_it_draws(seeded):

@@ -16,7 +16,7 @@ from dss.descent import Training, rounding, training_of
 from dss.search import begin
 from dss.status import Status
 from dss.strings import String
-from dss.task import Task, check_task
+from dss.task import Task, check_task, thetas_of
 from dss.theta import interpolate
 from dss.train import LEAST_PROGRESS, Batches
 
@@ -155,6 +155,7 @@ class Found:
 def pair_of(task, theta_1, theta_2, L0, averaged, generator, training: dict) -> Pair:
     """The arguments that all methods share, checked; ValueError for an endpoint above L0."""
     check_task(task)
+    theta_1, theta_2 = thetas_of(task, theta_1=theta_1, theta_2=theta_2)
     check_theta(theta_1, "theta_1", (task.n_params,))
     check_theta(theta_2, "theta_2", (task.n_params,))
     check_pairs(theta_1[None], theta_2[None], task.n_params)

@@ -27,7 +27,7 @@ from dss.geometry.attempt import Found, Pair, Tested, pair_of, row_of, string_of
 from dss.networks.modes import in_usual_mode
 from dss.status import Status
 from dss.strings import String
-from dss.task import Task, check_task
+from dss.task import Network, Task, check_task
 from dss.theta import interpolate, points_along, shapes_of
 from dss.train import LEAST_PROGRESS
 
@@ -149,8 +149,8 @@ class Curve:
 @takes_training
 def bezier(
     task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
+    theta_1: Tensor | Network,
+    theta_2: Tensor | Network,
     L0: float,
     degree: int = 2,
     averaged: bool = False,
@@ -165,7 +165,7 @@ def bezier(
 
     Args:
         task: gives the training loss and the metric, measured on the whole evaluation set.
-        theta_1, theta_2: `(P,)`, at or below L0.
+        theta_1, theta_2: `(P,)`, at or below L0, or what `task.theta` takes: networks, files.
         L0: threshold in the unit of `task.metric`, which 101 points of the curve are to keep.
         degree: 2, with one inner control point, or 3, with two.
         averaged: test means of the iterates (decays .97 and .9), not the last iterate.
@@ -211,8 +211,8 @@ def bezier(
 @takes_training
 def one_bend(
     task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
+    theta_1: Tensor | Network,
+    theta_2: Tensor | Network,
     L0: float,
     n_t: int = 33,
     averaged: bool = False,
@@ -254,8 +254,8 @@ def one_bend(
 @takes_training
 def auto_neb(
     task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
+    theta_1: Tensor | Network,
+    theta_2: Tensor | Network,
     L0: float,
     n_t: int = 33,
     n_pivots: int = 3,
@@ -318,8 +318,8 @@ def auto_neb(
 @takes_training
 def layer_wise(
     task: Task,
-    theta_1: Tensor,
-    theta_2: Tensor,
+    theta_1: Tensor | Network,
+    theta_2: Tensor | Network,
     L0: float,
     n_t: int = 33,
     n_moves: int = 4,

@@ -268,7 +268,7 @@ def run_samples(
         (many, output, n_many), (few, of_few, n_few) = _run_network(module, x, split)
         parameters = list(module.parameters()) if descends else []
         # A loss may work in place, and the output of many is looked at once more.
-        answer, n = (of_few, few) if descends else (tree_map(torch.clone, _detached(output)), many)
+        answer, n = (of_few, few) if descends else (tree_map(torch.clone, output), many)
         value = _run_loss(loss, answer, rows_of(y, slice(n)), split, parameters)
         check_labels(split, loss, output, y)
         _check_answer(module, rows_of(x, slice(many)), output)
@@ -279,16 +279,22 @@ def run_samples(
     per_sample = (n_many - n_few) // (many - few) if many > few else n_many // many
     n_inputs = sum(v[0].numel() for v in tree_leaves(x))
     n_fixed = max(0, n_few - few * per_sample)
-    return Run(_detached(output), per_sample + n_inputs, n_fixed, few)
+    return Run(output, per_sample + n_inputs, n_fixed, few)
 
 
 def _run_network(module: nn.Module, x: Tree, split: str) -> list[tuple[int, Tree, int]]:
     """Runs on many samples and on few: how many, the output, and the values that are held.
 
-    Both are of all samples where fewer do not fit: the nodes of one graph.
+    The output of many comes without its graph, which would be held for nothing.  Both are of all
+    samples where fewer do not fit: the nodes of one graph.
     """
+
+    def without_graph(run: tuple[int, Tree, int]) -> tuple[int, Tree, int]:
+        return run[0], _detached(run[1]), run[2]
+
     try:
-        return [_counted(module, rows_of(x, slice(n))) for n in (MANY, FEW)]
+        many = without_graph(_counted(module, rows_of(x, slice(MANY))))
+        return [many, _counted(module, rows_of(x, slice(FEW)))]
     except Exception as error:
         if isinstance(error, TypeError) and NO_TENSOR in str(error):
             raise
@@ -296,7 +302,8 @@ def _run_network(module: nn.Module, x: Tree, split: str) -> list[tuple[int, Tree
         if _is(x):
             _refuse_dtype(f"{split} x", x[:FEW], dtype, run, error)
         if len(tree_leaves(x)[0]) > FEW and _runs(run, x):
-            return [_counted(module, x)] * 2
+            whole = _counted(module, x)
+            return [without_graph(whole), whole]
         raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
 
 
@@ -384,14 +391,14 @@ def _check_answer(module: nn.Module, x: Tree, output: Tree) -> None:
         return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)
 
     def is_steady(network: nn.Module, answer: Tree) -> bool:
-        again = [tree_leaves(call(network, x)) for _ in range(2)]
+        again = (tree_leaves(_detached(call(network, x))) for _ in range(2))
         return all(all(map(is_same, tree_leaves(answer), leaves)) for leaves in again)
 
     if is_steady(module, output):
         return
     evaluated = copy.deepcopy(module).eval()
     advice = "draws random numbers, in eval mode too; F.dropout needs training=self.training"
-    if is_steady(evaluated, call(evaluated, x)):
+    if is_steady(evaluated, _detached(call(evaluated, x))):
         advice = "call module.eval() first"
     raise ValueError(f"the network answers differently to the same input: {advice}")
 

@@ -24,6 +24,7 @@ from unittest import mock
 import pandas as pd
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 import dss
 import dss.networks.architectures
@@ -31,6 +32,7 @@ import dss.networks.memory
 import dss.task
 from dss import recursion, sampling
 from dss.descent import TRAINING_SETTINGS
+from dss.networks.sequences import WordGPT, WordLSTM
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -439,44 +441,17 @@ def neighbours(device: str) -> list[dict]:
     return result
 
 
-class Block(nn.Module):
-    """Causal attention and two layers behind it, on `(B, T, width)`."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.before, self.behind = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
-
-    def forward(self, x):
-        heads = self.qkv(self.before(x)).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
-        seen = nn.functional.scaled_dot_product_attention(*heads, is_causal=True)
-        x = x + self.out(seen.transpose(1, 2).flatten(2))
-        return x + self.mlp(self.behind(x))
-
-
-class Letters(nn.Module):
-    """What comes next, from tokens `(B, T)` to `(B, V, T)`: a GPT or an LSTM in the middle."""
-
-    def __init__(self, middle: nn.Module, width: int, context: int, n_tokens: int = 65):
-        super().__init__()
-        self.token, self.place = nn.Embedding(n_tokens, width), nn.Embedding(context, width)
-        self.middle, self.last = middle, nn.Linear(width, n_tokens)
-
-    def forward(self, x):
-        h = self.middle(self.token(x) + self.place.weight[: x.shape[1]])
-        return self.last(h[0] if isinstance(h, tuple) else h).transpose(1, 2)
-
-
 def gpt(width: int = 128, context: int = 64, n_layers: int = 4) -> nn.Module:
-    blocks = nn.Sequential(*(Block(width) for _ in range(n_layers)), nn.LayerNorm(width))
-    return Letters(blocks, width, context)
+    return WordGPT(65, context, width, n_layers, n_heads=4)
 
 
-def lstm(width: int = 128, context: int = 64) -> nn.Module:
-    return Letters(nn.LSTM(width, width, 2, batch_first=True), width, context)
+def lstm(width: int = 128) -> nn.Module:
+    return WordLSTM(65, width, n_layers=2)
+
+
+def classes_second(output: torch.Tensor) -> torch.Tensor:
+    """What cross-entropy wants of logits `(B, T, V)`; those of images `(B, C)` stay."""
+    return output.movedim(-1, 1)
 
 
 # Networks that people bring, by name: how they are made, the shape of their inputs, the batch.
@@ -507,20 +482,21 @@ def task_of(net: nn.Module, train: tuple, test: tuple, n_reference: int = 2, **o
     """A task of a network; BatchNorm's reference is the first training samples."""
     if any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
         net = dss.batch_statistics(net, train[0][:n_reference])
+    options |= {"output": classes_second}
     return dss.Task.from_module(net, "cross_entropy", train, test, **options)
 
 
-def gradient_of(name: str, way: str):
+def gradient_of(name: str, way: str, precision: str | None = None):
     """A call that computes one gradient, in a plain loop or through a task."""
     net, x, y = made(*BROUGHT[name])
     if way == "task":
         task = task_of(net, (x, y), (x, y))
         theta, batch = task.theta(net)[None], torch.arange(len(x))
-        return lambda: task.gradients(theta, batch)
+        return lambda: task.gradients(theta, batch, precision=precision)
 
     def plain() -> None:
         net.zero_grad()
-        nn.functional.cross_entropy(net(x), y).backward()
+        nn.functional.cross_entropy(classes_second(net(x)), y).backward()
 
     return plain
 
@@ -530,9 +506,15 @@ def own_networks(device: str) -> list[dict]:
     rows = []
     for name in BROUGHT:
         ratio = ratio_of_cpu_seconds(gradient_of(name, "task"), gradient_of(name, "plain"))
-        MiB = {way: peak_of_gradient(name, way) for way in ("plain", "task")}
+        MiB = {way: MiB_of_tensors(gradient_of(name, way)) for way in ("plain", "task")}
         row = {"network": name, "what": "gradient, task over plain loop", "seconds_ratio": ratio}
-        rows.append(row | {"MiB_ratio": MiB["task"] / MiB["plain"], "plain_MiB": MiB["plain"]})
+        row |= {"MiB_ratio": MiB["task"] / MiB["plain"], "plain_MiB": MiB["plain"]}
+        net, x, y = made(*BROUGHT[name])
+        rows.append(row | {"MiB_to_make": MiB_of_tensors(partial(task_of, net, (x, y), (x, y)))})
+        lower = gradient_of(name, "task", "bfloat16")
+        row = {"network": name, "what": "gradient, float32 over bfloat16"}
+        row["seconds_ratio"] = ratio_of_cpu_seconds(gradient_of(name, "task"), lower)
+        rows.append(row)
     for name in SMALL:
         rows += side_by_side(name)
     return rows + [passes_of_gamma()]
@@ -573,10 +555,14 @@ def ratio_of_cpu_seconds(one, other, repeats: int = 5) -> float:
     return statistics.median(ratios)
 
 
-def peak_of_gradient(name: str, way: str) -> float:
-    """MiB by which a process grows that makes a network and computes three gradients."""
-    command = [sys.executable, __file__, "--gradient", name, way]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def MiB_of_tensors(call) -> float:
+    """The most that tensors hold at a time during a call, beside those that were there before."""
+    call()  # what is made once, the gradients of a plain loop, is there already
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        call()
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(n_bytes for _, n_bytes in changes)) / 2**20
 
 
 def passes_of_gamma() -> dict:
@@ -603,18 +589,11 @@ def main() -> None:
     parser.add_argument("sections", nargs="*", choices=[*known, []], metavar="SECTION")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--out", type=Path, default=PROJECT / "build" / "bench" / "bench.csv")
-    parser.add_argument("--gradient", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--peak", nargs=2, type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.peak:
         print(*peak(given.device, *given.peak))
-        return
-    if given.gradient:
-        before, call = peak_MiB(), gradient_of(*given.gradient)
-        for _ in range(3):
-            call()
-        print(peak_MiB() - before)
         return
     device = dss.quad().to(given.device).device
     if device.type == "cuda":

@@ -55,6 +55,9 @@ NETWORKS = {
     "relu": lambda: nn.Sequential(
         nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)
     ),
+    "leaky": lambda: nn.Sequential(
+        nn.Linear(3, 5), nn.LeakyReLU(), nn.Linear(5, 4), nn.LeakyReLU(0.3), nn.Linear(4, 3)
+    ),
     "sigmoid": lambda: nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.Linear(4, 3)),
     "tanh": lambda: nn.Sequential(
         nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 3), nn.Tanh()
@@ -109,6 +112,7 @@ def test_no_point_of_a_dense_grid_is_above_a_bound(name, metric, seed, scale, k,
 
 STEP_BY_STEP = {
     "relu": torch.relu,
+    "leaky_relu": lambda h: torch.nn.functional.leaky_relu(h, 0.3),
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "avgpool2d": lambda h: h[:, WINDOWS].mean(dim=1),
@@ -124,14 +128,15 @@ def test_each_step_encloses_all_that_enters_it(name, scale, share, seeded):
     """At s from -1 to 1, with errors at their extremes and between; half of e, or of b, is 0."""
     a, b, e = scale * torch.randn(3, 400, 5, 1, generator=seeded(2), dtype=torch.float64)
     b, e = b * (1 - share), e.abs() * share
-    found = STEPS[name]({"index": WINDOWS + 1}, Enclosure(a, b, e))
+    settings = {"slope": 0.3} if name == "leaky_relu" else {}
+    found = STEPS[name]({"index": WINDOWS + 1} | settings, Enclosure(a, b, e))
     reached = torch.zeros_like(found.e, dtype=torch.bool)
     for s in torch.linspace(-1, 1, 41, dtype=torch.float64):
         for d in (-1.0, -0.3, 0.0, 1.0):
             off = STEP_BY_STEP[name](a + b * s + d * e) - found.a - found.b * s
             assert (off.abs() <= found.e).all()
             reached |= off.abs() > 0.6 * found.e
-    if name in ("relu", "sigmoid", "tanh") and share < 1:
+    if name in ("relu", "leaky_relu", "sigmoid", "tanh") and share < 1:
         assert reached[found.e > 1e-6 * scale].float().mean() > 0.6 or scale < 0.1, "loose"
 
 
@@ -255,7 +260,8 @@ def test_elementary_functions_are_as_good_as_is_assumed():
     [
         (nn.Sequential(nn.Linear(3, 3), nn.GELU()), (3,), "GELU"),
         (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), (3,), "LayerNorm"),
-        (nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU()), (3,), "layer LeakyReLU.*known are chains"),
+        (nn.Sequential(nn.Linear(3, 3), nn.GELU()), (3,), "layer GELU.*known are chains"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LeakyReLU(2.0)), (3,), r"negative_slope in \[0, 1\]"),
         (nn.Bilinear(3, 3, 3), (3,), "Bilinear"),
         (nn.Sequential(nn.Linear(3, 3)), (2, 3), "flatten"),
         (nn.Sequential(nn.Conv2d(2, 2, 1, groups=2)), (2, 5, 5), "groups=1 is needed"),

@@ -551,6 +551,39 @@ def test_what_is_written_otherwise_is_proved_as_a_sequence_is(kind, tmp_path, se
             assert check_certificate(tmp_path / "wrong.certificate") != []
 
 
+class Leaky(Tutorial):
+    def forward(self, x):
+        return self.fc2(F.leaky_relu(self.fc1(x), 0.3))
+
+
+def test_leaky_networks_are_proved(tmp_path, seeded):
+    x = torch.linspace(-1, 1, 30, dtype=torch.float64)[:, None]
+    data = (x, x**2)
+    module = nn.Sequential(nn.Linear(1, 4), nn.LeakyReLU(0.3), nn.Linear(4, 1)).double()
+    task = dss.Task.from_module(module, "mse", data, data)
+    written = dss.Task.from_module(Leaky().double(), "mse", data, data)
+    thetas = task.init(3, seeded(2))
+    highest = float(dss.losses_along(task, thetas, 1001)[1].max())
+    string = string_of(task, *thetas, L0=1.001 * highest)
+    certificate = dss.certify(task, string)
+    assert certificate.proved and certificate.layers[1] == {
+        "layer": "leaky_relu",
+        "slope": 0.3,
+        "n_out": 4,
+    }
+    swapped = torch.cat([thetas[:, 8:], thetas[:, :8]], dim=1)
+    other = dss.certify(written, string_of(written, *swapped, L0=1.001 * highest))
+    assert other.proved and torch.equal(other.bound, certificate.bound)
+    assert dss.certify(task, string_of(task, *thetas, L0=0.999 * highest)).refuted
+    string.save(tmp_path / "a.string")
+    certificate.save(tmp_path / "a.certificate")
+    assert check_certificate(tmp_path / "a.certificate", tmp_path / "a.string") == []
+    for slope in (1.0, 1.5, "0.3", None):  # of another network, or of none
+        certificate.layers[1]["slope"] = slope
+        certificate.save(tmp_path / "wrong.certificate")
+        assert check_certificate(tmp_path / "wrong.certificate") != []
+
+
 class Skipping(Tutorial):
     def forward(self, x):
         return x + self.fc2(torch.relu(self.fc1(x)))

@@ -14,7 +14,11 @@ ACTIVATIONS = {
 }
 FLATTEN = (torch.flatten, "flatten")
 ROWS = ("view", "reshape", torch.reshape)
-POOLINGS = {F.max_pool2d: nn.MaxPool2d, F.avg_pool2d: nn.AvgPool2d}
+WITH_SETTINGS = {
+    F.max_pool2d: nn.MaxPool2d,
+    F.avg_pool2d: nn.AvgPool2d,
+    F.leaky_relu: nn.LeakyReLU,
+}
 
 
 def chained_layers(module: nn.Module) -> list[nn.Module]:
@@ -81,9 +85,9 @@ def _layer_of(module: nn.Module, node, sizes: set) -> nn.Module:
         shape = node.args[1:] if len(node.args) == 3 else tuple(node.args[1])
         if len(shape) == 2 and -1 in shape and (shape[0] == -1 or shape[0] in sizes):
             return nn.Flatten()
-    if node.target in POOLINGS:
+    if node.target in WITH_SETTINGS:
         given = {name: v for name, v in node.kwargs.items() if v is not None}
-        return POOLINGS[node.target](*node.args[1:], **given)
+        return WITH_SETTINGS[node.target](*node.args[1:], **given)
     if node.target is F.dropout and False in (*node.args[2:3], node.kwargs.get("training")):
         return nn.Identity()
     raise ValueError(f"{node.format_node()} has no layer that does the same")

@@ -165,11 +165,18 @@ def _flatten(layer: nn.Flatten, shape) -> dict:
     return {}
 
 
+def _slope(layer: nn.LeakyReLU, shape) -> dict:
+    if not 0 <= layer.negative_slope <= 1:
+        raise ValueError(f"no bounds are known for {layer}; a negative_slope in [0, 1] is needed")
+    return {"slope": float(layer.negative_slope)}
+
+
 # What a layer is called in a certificate, and its settings given its input's shape.
 LAYERS: dict[type, tuple[str, Callable]] = {
     nn.Linear: ("linear", _linear),
     nn.Conv2d: ("conv2d", _conv2d),
     nn.ReLU: ("relu", lambda layer, shape: {}),
+    nn.LeakyReLU: ("leaky_relu", _slope),
     nn.Sigmoid: ("sigmoid", lambda layer, shape: {}),
     nn.Tanh: ("tanh", lambda layer, shape: {}),
     nn.Flatten: ("flatten", _flatten),
@@ -262,16 +269,19 @@ def _first_linear(layer: dict, weight: Line, bias: Line, rounding: Tensor, x: Te
 
 
 def relu(layer: dict, h: Enclosure) -> Enclosure:
-    """Between p h and p h + d, for h from `low` to `high` and any 0 <= p <= 1.
+    """Between p h and p h + d, for h from `low` to `high`, slope k below 0, and any k <= p <= 1.
 
-    relu(h) - p h is convex, 0 at 0, and largest at an end.  p is the slope of the chord, 1 and 0
-    where the sign is known.
+    The function less p h is convex, 0 at 0, and largest at an end.  p is the slope of the chord, 1
+    and k where the sign is known.  k is 0, but for leaky ReLUs.
     """
+    k = layer.get("slope", 0.0)
     size = h.size()
     w = torch.add(h.b.abs(), h.e).add_(size, alpha=8 * U)
     low, high = h.a - w, h.a + w
     p = (high / (2 * w)).clamp_(0, 1).nan_to_num_(1.0)
-    d = torch.maximum(low.mul_(-p), high.mul_(1 - p)).clamp_(min=0).div_(2)
+    if k:
+        p = p.mul_(1 - k).add_(k).clamp_(k, 1)
+    d = torch.maximum(low.mul_(k - p), high.mul_(1 - p)).clamp_(min=0).div_(2)
     e = torch.addcmul(d, p, h.e).add_(size.mul_(p).add_(d), alpha=16 * U)
     return Enclosure(torch.addcmul(d, p, h.a), p * h.b, e)
 
@@ -316,6 +326,7 @@ def maxpool(layer: dict, h: Enclosure) -> Enclosure:
 
 STEPS = {
     "relu": relu,
+    "leaky_relu": relu,
     "sigmoid": _s_shaped(torch.sigmoid, lambda f: f * (1 - f)),
     "tanh": _s_shaped(torch.tanh, lambda f: 1 - f * f),
     "flatten": lambda layer, h: h,

@@ -261,7 +261,7 @@ def certify_strings(
     A limit that lies within rounding of the largest loss stays undecided.
 
     Args:
-        task: a network of linear and convolutional layers, ReLU, sigmoid, tanh, flattening,
+        task: a network of linear and convolutional layers, (leaky) ReLU, sigmoid, tanh, flattening,
             average and max pooling, one after the other, written as an `nn.Sequential` or in a
             forward; with metric mse, mae, huber, cross-entropy or error rate.
         strings: of that task, on any device.

@@ -123,6 +123,7 @@ LAYER_SETTINGS = {
     "avgpool2d": WINDOW,
     "maxpool2d": WINDOW,
     "relu": set(),
+    "leaky_relu": {"slope"},
     "sigmoid": set(),
     "tanh": set(),
     "flatten": set(),
@@ -205,6 +206,9 @@ def _shape_behind(layer: dict, shape: tuple) -> tuple:
     for name in right.keys() & layer.keys():
         _require(type(layer[name]) is right[name], f"{name} of {kind}")
     _require(type(layer["n_out"]) is int and 0 < layer["n_out"] < 2**40, f"n_out of {kind}")
+    if kind == "leaky_relu":
+        slope = layer["slope"]
+        _require(type(slope) in (int, float) and 0 <= slope <= 1, f"slope of {kind}")
     if kind == "linear":
         _require(shape == (layer["n_in"],), f"{kind} on inputs of shape {shape}")
         behind = (layer["n_out"],)
@@ -316,7 +320,8 @@ def _outputs(layers: list[dict], ends: list, size: np.ndarray, x: np.ndarray):
                 *(_take(v, patches.reshape(len(patches), -1)) for v in (p, q, e))
             )
         elif kind != "flatten":
-            p, q, e = ENCLOSED_ACTIVATIONS[kind](p, q, e)
+            below = (layer["slope"],) if kind == "leaky_relu" else ()
+            p, q, e = ENCLOSED_ACTIVATIONS[kind](p, q, e, *below)
     if (taken != 1).any():
         n = int((taken > 0).sum())
         raise ValueError(f"the layers have {n} parameters, and the networks {len(size)}")
@@ -360,10 +365,11 @@ def _range(p, q, e):
     return np.minimum(p, q) - wide, np.maximum(p, q) + wide
 
 
-def _relu(p, q, e):
+def _relu(p, q, e, below=0.0):
     low, high = _range(p, q, e)
-    slope = np.nan_to_num(np.clip(high / (high - low), 0, 1))
-    lift = np.maximum(0, np.maximum(-slope * low, (1 - slope) * high)) / 2
+    share = np.nan_to_num(np.clip(high / (high - low), 0, 1))
+    slope = np.clip(below + (1 - below) * share, below, 1)
+    lift = np.maximum(0, np.maximum((below - slope) * low, (1 - slope) * high)) / 2
     out = slope * p + lift, slope * q + lift
     return *out, slope * e + lift + SLACK * (slope * (abs(p) + abs(q) + e) + lift)
 
@@ -395,6 +401,7 @@ def _largest(p, q, e):
 
 ENCLOSED_ACTIVATIONS = {
     "relu": _relu,
+    "leaky_relu": _relu,
     "sigmoid": _smooth(lambda v: 0.5 * (1 + np.tanh(v / 2)), lambda f: f * (1 - f)),
     "tanh": _smooth(np.tanh, lambda f: 1 - f * f),
 }

@@ -39,7 +39,6 @@ FLOORS = [
         "runs.compare",
         "runs.kernels",
         "runs.progress",
-        "geometry.passes",
         "networks.dense",
         "networks.samples",
     },
@@ -66,7 +65,8 @@ FLOORS = [
     {"averaged"},
     {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
-    {"studies", "problems"},
+    {"geometry.passes"},
+    {"studies", "problems", "geometry"},
     {"commands"},
     {"__main__", ""},
 ]
@@ -82,7 +82,7 @@ ONLY = {
     "runs.compare": {"given"},
     "runs.kernels": set(),
 }
-WINGS = {"networks", "proofs", "runs", "geometry"}
+WINGS = {"networks", "proofs", "runs"}  # packages that hold no name of their own
 
 
 def name_of(module):

@@ -65,7 +65,7 @@ FLOORS = [
     {"averaged"},
     {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
-    {"geometry.passes"},
+    {"geometry.passes", "geometry.curvature"},
     {"studies", "problems", "geometry"},
     {"commands"},
     {"__main__", ""},

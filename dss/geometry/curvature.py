@@ -1,0 +1,230 @@
+"""Curvature of the loss at a network: the spectrum of its Hessian, exact or from both ends."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from dss.checks import check_generator, check_number, check_theta, check_whole, lookup
+from dss.networks.modes import in_usual_mode
+from dss.networks.samples import arguments_of, part_of, size_of
+from dss.task import Landscape, Network, Task, check_task, thetas_of
+from dss.theta import shapes_of, unflatten
+
+MOST_EXACT = 1_000  # parameters up to which all eigenvalues are computed where nobody says how many
+N_ENDS = 6  # eigenvalues from each end of larger networks
+N_PROBES = 16  # random vectors for the trace of these
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Eigenvalues of the Hessian of the training loss at a network.
+
+    Attributes:
+        eigenvalues: ascending, float64: all P, or as many from each end.
+        loss: the training loss, on the split that was asked for.
+        gradient_norm: Euclidean.
+        trace: the sum of all eigenvalues.
+        trace_error: its standard error; 0 where all are known.
+        n_params: P.
+        rounding: eigenvalues closer to zero than this count as zero.
+    """
+
+    eigenvalues: np.ndarray = field(repr=False)
+    loss: float
+    gradient_norm: float
+    trace: float
+    trace_error: float
+    n_params: int
+    rounding: float
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all P eigenvalues are known."""
+        return len(self.eigenvalues) == self.n_params
+
+    @property
+    def index(self) -> int:
+        """Directions in which the loss curves down; at least so many, see `index_is_known`."""
+        return int((self.eigenvalues < -self.rounding).sum())
+
+    @property
+    def index_is_known(self) -> bool:
+        """Whether an eigenvalue that is not negative was found next to the negative ones."""
+        return self.is_whole or 2 * self.index < len(self.eigenvalues)
+
+    @property
+    def sharpness(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.eigenvalues[-1])
+
+    def summary(self) -> dict:
+        """One row for a table over networks."""
+        names = ("loss", "gradient_norm", "index", "index_is_known", "sharpness", "trace")
+        row = {name: getattr(self, name) for name in names}
+        return row | {"trace_error": self.trace_error, "lowest": float(self.eigenvalues[0])}
+
+
+@in_usual_mode
+def spectrum(
+    task: Task,
+    theta: Tensor | Network,
+    k: int | None = None,
+    *,
+    split: str = "test",
+    chunk: int | None = None,
+    n_probes: int = N_PROBES,
+    tolerance: float = 1e-6,
+    generator: torch.Generator | None = None,
+) -> Spectrum:
+    """The Hessian of the training loss at a network, of which gamma is made, by its eigenvalues.
+
+    All are computed where P is small, from the whole matrix.  Of a larger network Lanczos'
+    algorithm finds `k` from each end by Hessian-vector products alone, and random vectors
+    estimate the trace.  Everything is computed in float64.
+
+    Args:
+        task: gives `loss`, not the metric: an error rate has no curvature.
+        theta: `(P,)`, or what `task.theta` takes.
+        k: eigenvalues from each end.  None: all for P up to 1,000, else 6.
+        split: `"test"`, the evaluation set, or `"train"`.
+        chunk: samples at a time; the loss must be a mean over samples.  None: the task's
+            `eval_chunk`, or all.
+        n_probes: random vectors for the trace.
+        tolerance: relative accuracy of Lanczos' eigenvalues.
+        generator: CPU generator of the random vectors; a new one with seed 0 by default.
+
+    Returns:
+        The spectrum.  A ReLU network has kinks, on which nothing of this is defined; between them
+        it is exact.  BatchNorm takes its statistics from each chunk, as networks that descend do.
+
+    Raises:
+        TypeError, ValueError: theta is no network of the task, or an argument is out of range.
+        RuntimeError: the loss cannot be differentiated twice, or Lanczos does not converge.
+        ImportError: scipy is not installed; it comes with the extra `notebooks`.
+
+    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989).
+    """
+    check_task(task)
+    (theta,) = thetas_of(task, theta=theta)
+    theta = check_theta(theta, "theta", (task.n_params,), finite=True).detach().to(task.device)
+    lookup({"test": 0, "train": 0}, split, "split")
+    n_params = task.n_params
+    if k is not None:
+        k = check_whole(k, "k", 1, n_params)
+    elif n_params > MOST_EXACT:
+        k = N_ENDS
+    n_probes = check_whole(n_probes, "n_probes", 2)
+    tolerance = check_number(tolerance, "tolerance", lambda v: 0 < v < 1, "in (0, 1)")
+    chunk = None if chunk is None else check_whole(chunk, "chunk", 1)
+    generator = check_generator(generator)
+    parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
+    theta = theta.double()
+    loss, gradient = _slope(parts, theta)
+    if k is None or 2 * k >= n_params - 1:  # ARPACK wants fewer than P
+        eigenvalues = torch.linalg.eigvalsh(_hessian(parts, theta)).cpu().numpy()
+        trace, trace_error = float(eigenvalues.sum()), 0.0
+    else:
+        apply = _products(parts, theta)
+        trace, trace_error = _trace(apply, n_params, n_probes, generator)
+        eigenvalues = _ends_of(apply, n_params, k, tolerance, generator)
+    scale = float(np.abs(eigenvalues).max(initial=0.0))
+    is_whole = len(eigenvalues) == n_params
+    rounding = scale * (n_params * torch.finfo(torch.float64).eps if is_whole else tolerance)
+    return Spectrum(
+        eigenvalues=eigenvalues,
+        loss=loss,
+        gradient_norm=float(gradient.norm()),
+        trace=trace,
+        trace_error=trace_error,
+        n_params=n_params,
+        rounding=rounding,
+    )
+
+
+def _parts_of_loss(task: Task, split: str, chunk: int | None) -> list[Callable]:
+    """Functions of theta `(P,)` that add up to the training loss."""
+    if isinstance(task, Landscape):
+        return [task.function]
+    sample, module = task.splits[split], task.module
+    n, shapes = size_of(sample), shapes_of(module)
+    step = min(chunk or task.eval_chunk or n, n)
+
+    def part(rows: slice) -> Callable[[Tensor], Tensor]:
+        x, y = part_of(sample, rows, torch.float64)
+        (arguments, keywords), share = arguments_of(x), size_of((x, y)) / n
+
+        def loss(theta: Tensor) -> Tensor:
+            output = functional_call(module, unflatten(theta, shapes), arguments, keywords)
+            return share * task.loss_function(output, y)
+
+        return loss
+
+    return [part(slice(i, i + step)) for i in range(0, n, step)]
+
+
+def _slope(parts: list[Callable], theta: Tensor) -> tuple[float, Tensor]:
+    """The loss, and its gradient `(P,)`."""
+    loss, gradient = 0.0, torch.zeros_like(theta)
+    for part in parts:
+        leaf = theta.clone().requires_grad_()
+        value = part(leaf)
+        loss += float(value.detach())
+        gradient += torch.autograd.grad(value, leaf)[0]
+    return loss, gradient
+
+
+def _products(parts: list[Callable], theta: Tensor) -> Callable[[Tensor], Tensor]:
+    """The Hessian as a function: a vector `(P,)` to its product with it, both on the CPU."""
+
+    def apply(vector: Tensor) -> Tensor:
+        vector, product = vector.to(theta), torch.zeros_like(theta)
+        for part in parts:
+            leaf = theta.clone().requires_grad_()
+            (slope,) = torch.autograd.grad(part(leaf), leaf, create_graph=True)
+            if slope.requires_grad:  # else the loss is linear
+                (along,) = torch.autograd.grad(slope, leaf, vector, materialize_grads=True)
+                product += along
+        return product.cpu()
+
+    return apply
+
+
+def _hessian(parts: list[Callable], theta: Tensor) -> Tensor:
+    """The whole matrix, `(P, P)`."""
+    try:
+        hessian = sum(torch.func.hessian(part)(theta) for part in parts)
+    except RuntimeError:  # what vmap or forward mode cannot run
+        apply = _products(parts, theta)
+        hessian = torch.stack([apply(e) for e in torch.eye(len(theta), dtype=theta.dtype)])
+    return (hessian + hessian.T) / 2
+
+
+def _trace(apply: Callable, n_params: int, n_probes: int, generator) -> tuple[float, float]:
+    """The trace and its standard error, from products with vectors of signs."""
+    estimates = []
+    for _ in range(n_probes):
+        signs = 2.0 * torch.randint(2, (n_params,), generator=generator).double() - 1
+        estimates.append(float(apply(signs) @ signs))
+    values = np.array(estimates)
+    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(n_probes))
+
+
+def _ends_of(apply: Callable, n_params: int, k: int, tolerance: float, generator) -> np.ndarray:
+    """The k lowest and the k highest eigenvalues, ascending."""
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        return apply(torch.from_numpy(vector.reshape(-1))).numpy()
+
+    operator = LinearOperator((n_params, n_params), matvec=product, dtype=np.float64)
+    start = torch.randn(n_params, generator=generator, dtype=torch.float64).numpy()
+    options = {"v0": start, "tol": tolerance, "return_eigenvectors": False}
+    try:
+        return np.sort(eigsh(operator, 2 * k, which="BE", **options))
+    except ArpackError as error:
+        raise RuntimeError(f"Lanczos' algorithm does not converge: {error}") from error

@@ -1,0 +1,182 @@
+"""Spectra of Hessians: against matrices that are known, finite differences, and each other."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dss
+from dss.geometry import spectrum
+from dss.geometry.curvature import _parts_of_loss, _products
+from dss.networks.sequences import WordLSTM
+from dss.problems import PROBLEMS
+
+DOUBLE = {"dtype": torch.float64}
+
+
+def seed(k=0):
+    return torch.Generator().manual_seed(k)
+
+
+def quadratic(n, k=0):
+    """A form with eigenvalues from -2 to 5 in random directions, and its Hessian."""
+    values = torch.linspace(-2, 5, n, **DOUBLE)
+    turn, _ = torch.linalg.qr(torch.randn(n, n, generator=seed(k), **DOUBLE))
+    matrix = turn @ torch.diag(values) @ turn.T
+    return dss.landscape(lambda v: ((v @ matrix) * v).sum(-1) / 2, n), values, matrix
+
+
+def mlp(**options):
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    x = torch.randn(40, 3, generator=seed(1))
+    y = torch.randint(2, (40,), generator=seed(2))
+    return dss.Task.from_module(net, "cross_entropy", (x, y), (x, y), **options)
+
+
+def test_the_spectrum_of_a_quadratic_form_is_its_own():
+    task, values, matrix = quadratic(30)
+    theta = torch.randn(30, generator=seed(3), **DOUBLE)
+    found = spectrum(task, theta)
+    assert found.eigenvalues == pytest.approx(values.numpy(), abs=1e-10) and found.is_whole
+    assert found.index == int((values < 0).sum()) and found.index_is_known
+    assert found.trace == pytest.approx(float(values.sum())) and found.trace_error == 0
+    assert found.gradient_norm == pytest.approx(float((matrix @ theta).norm()))
+    assert found.loss == pytest.approx(float(task.losses(theta[None])))
+    assert found.sharpness == pytest.approx(5)
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_both_ends_of_a_large_form_are_found(k):
+    task, values, _ = quadratic(60)
+    found = spectrum(task, torch.zeros(60, **DOUBLE), k, n_probes=200)
+    expected = torch.cat([values[:k], values[-k:]]).numpy()
+    assert found.eigenvalues == pytest.approx(expected, abs=1e-5) and not found.is_whole
+    n_negative = int((values < 0).sum())  # 18
+    assert found.index == min(k, n_negative) and not found.index_is_known
+    assert abs(found.trace - float(values.sum())) < 4 * found.trace_error
+    # Of vectors of signs, the variance is twice the sum of the squares off the diagonal.
+    matrix = quadratic(60)[2]
+    off = matrix - torch.diag(matrix.diag())
+    assert found.trace_error == pytest.approx(math.sqrt(2 * float((off**2).sum()) / 200), rel=0.25)
+
+
+def test_the_linear_unit_has_a_saddle_of_index_one():
+    task = PROBLEMS["unit"].task("unit")
+    found = spectrum(task, torch.zeros(2, **DOUBLE))
+    assert found.eigenvalues == pytest.approx([-2, 2]) and found.index == 1
+    assert found.gradient_norm == 0 and found.loss == 1
+    flat = spectrum(task, torch.ones(2, **DOUBLE))  # in a valley: along it nothing changes
+    assert flat.index == 0 and flat.eigenvalues == pytest.approx([0, 4], abs=1e-12)
+
+
+def test_a_network_agrees_with_finite_differences():
+    task = mlp()
+    theta = task.init(1, seed(4))[0]
+    found, double = spectrum(task, theta), task.to(dtype=torch.float64)
+    step, theta = 1e-5, theta.double()
+    sides = (theta + sign * step * torch.eye(len(theta), **DOUBLE) for sign in (1, -1))
+    plus, minus = (double.gradients(v)[1] for v in sides)
+    matrix = ((plus - minus) / (2 * step)).numpy()
+    expected = np.linalg.eigvalsh((matrix + matrix.T) / 2)
+    assert found.eigenvalues == pytest.approx(expected, abs=1e-8)
+    assert found.gradient_norm == pytest.approx(float(double.gradients(theta[None])[1].norm()))
+
+
+def test_lanczos_and_the_whole_matrix_agree_on_a_network():
+    task = mlp()
+    theta = task.init(1, seed(5))[0]
+    whole = spectrum(task, theta)
+    for chunk in (None, 7):
+        ends = spectrum(task, theta, 4, chunk=chunk, n_probes=100)
+        both = np.concatenate([whole.eigenvalues[:4], whole.eigenvalues[-4:]])
+        assert ends.eigenvalues == pytest.approx(both, abs=1e-6 * whole.sharpness)
+        assert abs(ends.trace - whole.trace) < 4 * ends.trace_error
+    parts = spectrum(task, theta, chunk=7)
+    assert parts.eigenvalues == pytest.approx(whole.eigenvalues, abs=1e-12)
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-12)
+    again = spectrum(task, theta, 4, generator=seed(9))
+    assert again.trace == spectrum(task, theta, 4, generator=seed(9)).trace
+    assert again.trace != spectrum(task, theta, 4, generator=seed(8)).trace
+
+
+def test_small_sizes_are_whole():
+    task, values, _ = quadratic(4)
+    for k in (1, 2, 4):
+        found = spectrum(task, torch.zeros(4, **DOUBLE), k)
+        assert found.is_whole == (2 * k >= 3)
+        assert found.eigenvalues[[0, -1]] == pytest.approx(values[[0, -1]].numpy())
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+        self.norm, self.last = nn.BatchNorm2d(3), nn.Linear(3, 10)
+
+    def forward(self, x):
+        x = x + self.second(torch.tanh(self.norm(self.first(x))))
+        return self.last(x.mean(dim=(2, 3)))
+
+
+def residual():
+    net = dss.batch_statistics(Residual(), torch.randn(8, 3, 8, 8, generator=seed(1)))
+    return net, torch.randn(12, 3, 8, 8, generator=seed(2)), torch.arange(12) % 10
+
+
+def recurrent():
+    words = torch.randint(9, (6, 5), generator=seed(2))
+    return WordLSTM(9, 4, 1), words, words
+
+
+KINDS = {"ResNet with BatchNorm": residual, "LSTM": recurrent}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_networks_have_spectra_too(kind):
+    torch.manual_seed(0)
+    net, x, y = KINDS[kind]()
+    output = (lambda o: o.movedim(-1, 1)) if kind == "LSTM" else None
+    task = dss.Task.from_module(net, "cross_entropy", (x, y), (x, y), output=output)
+    theta = task.init(1, seed(3))[0]
+    found = spectrum(task, theta, 2, n_probes=2)
+    assert np.isfinite(found.eigenvalues).all() and found.sharpness > 0
+    double = task.to(dtype=torch.float64)
+    # Along a direction the products are what gradients change by.
+    direction = torch.randn(task.n_params, generator=seed(6), **DOUBLE)
+    product = _products(_parts_of_loss(double, "test", None), theta.double())(direction)
+    step = 1e-6
+    sides = [theta.double() + sign * step * direction for sign in (1, -1)]
+    plus, minus = (double.gradients(v[None])[1][0] for v in sides)
+    assert product == pytest.approx(((plus - minus) / (2 * step)).numpy(), rel=1e-3, abs=1e-5)
+
+
+def test_networks_are_taken_and_rows_are_plain():
+    task = mlp()
+    net = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2))
+    row = spectrum(task, net, split="train").summary()
+    assert row["loss"] == pytest.approx(float(task.losses(task.theta(net)[None])), rel=1e-6)
+    assert all(isinstance(v, int | float) for v in row.values())
+
+
+REFUSED = {
+    "k": ({"k": 0}, ValueError, "k is 0"),
+    "too many": ({"k": 99}, ValueError, "k is 99"),
+    "split": ({"split": "all"}, ValueError, "unknown split 'all'"),
+    "chunk": ({"chunk": 0}, ValueError, "chunk is 0"),
+    "probes": ({"n_probes": 1}, ValueError, "n_probes is 1"),
+    "tolerance": ({"tolerance": 0}, ValueError, "tolerance is 0"),
+    "generator": ({"generator": 3}, TypeError, "generator"),
+    "shape": ({"theta": torch.zeros(3)}, ValueError, "theta has shape"),
+    "NaN": ({"theta": torch.full((38,), torch.nan)}, ValueError, "theta"),
+    "nothing": ({"theta": None}, TypeError, "theta is a NoneType"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_input_is_refused_by_name(name):
+    change, error, said = REFUSED[name]
+    given = {"theta": torch.zeros(38)} | change
+    with pytest.raises(error, match=said):
+        spectrum(mlp(), given.pop("theta"), **given)

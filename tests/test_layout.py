@@ -45,6 +45,7 @@ FLOORS = [
     {"networks.units", "networks.observed", "descent"},
     {"theta", "data", "results", "plots", "sources", "stats", "networks.batchnorm"},
     {"networks.brought"},
+    {"networks.symmetry"},
     {
         "cifar",
         "treebank",
@@ -65,7 +66,7 @@ FLOORS = [
     {"averaged"},
     {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
-    {"geometry.passes", "geometry.curvature"},
+    {"geometry.passes", "geometry.curvature", "geometry.alignment"},
     {"studies", "problems", "geometry"},
     {"commands"},
     {"__main__", ""},

@@ -1,0 +1,270 @@
+"""Alignment: units are read off the graph, and a copy with its units moved is recovered."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import dss
+from dss.geometry import align
+from dss.geometry.alignment import balancing, permuted, rescaled
+from dss.networks.architectures import densenet, resnet
+from dss.networks.sequences import WordGPT, WordLSTM
+from dss.networks.symmetry import symmetries_of
+from dss.theta import shapes_of, unflatten
+
+
+def seed(k=0):
+    return torch.Generator().manual_seed(k)
+
+
+class Branches(nn.Module):
+    """Two ways that are put side by side, a sum with a norm of its own, a mean over places."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.norm, self.last = nn.GroupNorm(1, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = torch.cat([torch.relu(self.left(x)), F.leaky_relu(self.right(x))], dim=1)
+        return self.last(F.relu(x + self.norm(self.deep(x))).mean(dim=(2, 3)))
+
+
+class Gated(nn.Module):
+    """Squeeze and excitation, and a shared layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.again = nn.Linear(5, 6), nn.Linear(6, 6)
+        self.gate, self.last = nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        h = torch.relu(self.again(torch.relu(self.again(h)))) + h
+        return self.last(h * torch.sigmoid(self.gate(h)))
+
+
+def mlp(act=nn.ReLU):
+    return nn.Sequential(nn.Linear(5, 8), act(), nn.Linear(8, 7), act(), nn.Linear(7, 3))
+
+
+def images(n=12, size=8, channels=3):
+    return torch.randn(n, channels, size, size, generator=seed(1))
+
+
+# A network, its inputs, the sizes of its groups of units, and how many factors are free.
+NETWORKS = {
+    "ReLU": (mlp, torch.randn(12, 5, generator=seed(1)), [7, 8], 15),
+    "tanh": (lambda: mlp(nn.Tanh), torch.randn(12, 5, generator=seed(1)), [7, 8], 0),
+    "PReLU": (
+        lambda: nn.Sequential(nn.Linear(5, 6), nn.PReLU(6), nn.Linear(6, 3)),
+        torch.randn(12, 5, generator=seed(1)), [6], 6,
+    ),
+    "images": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 5, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(45, 6),
+            nn.LayerNorm(6), nn.ReLU(), nn.Linear(6, 3),
+        ),
+        images(), [5, 6], 11,
+    ),
+    # Of the shortcut, whose images are half as large, the new channels are padded with zeros.
+    "ResNet": (
+        lambda: dss.batch_statistics(resnet(1), images(16)), images(),
+        [16, 16, 16, 32, 32, 64], None,
+    ),
+    "branches": (Branches, images(), [4, 4], None),
+    "gated": (Gated, torch.randn(12, 5, generator=seed(1)), [6], 0),
+    "transformer": (
+        lambda: WordGPT(9, 5, 8, 2, 2), torch.randint(9, (12, 5), generator=seed(1)),
+        [8, 32, 32], None,
+    ),
+}  # fmt: skip
+
+
+def task_of(kind):
+    make, x, _, _ = NETWORKS[kind]
+    torch.manual_seed(0)
+    words = kind == "transformer"
+    y = x if words else torch.arange(len(x)) % 3
+    output = (lambda o: o.movedim(-1, 1)) if words else None
+    sample = (x, y)
+    return dss.Task.from_module(make(), "cross_entropy", sample, sample, output=output)
+
+
+def moved(task, theta, generator):
+    """The same network with its units in random orders, with random factors."""
+    task = task.to(dtype=torch.float64)
+    x = task.splits["test"][0]
+    found, shapes = symmetries_of(task.module, x[:2]), shapes_of(task.module)
+    orders = [torch.randperm(len(group), generator=generator) for group in found.groups]
+    factors = torch.randn(len(found.scales), generator=generator, dtype=torch.float64).exp()
+    weights = unflatten(theta.double(), shapes)
+    weights = rescaled(found, permuted(found, weights, orders), factors)
+    return torch.cat([weights[name].reshape(-1) for name in shapes])
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_the_units_of_a_network_are_found(kind):
+    _, x, sizes, n_factors = NETWORKS[kind]
+    task = task_of(kind).to(dtype=torch.float64)
+    found = symmetries_of(task.module, task.splits["test"][0][:2])
+    assert sorted(map(len, found.groups)) == sizes
+    assert n_factors is None or len(found.scales) == n_factors
+    theta = task.init(1, seed(2))[0] + 0.1 * torch.randn(task.n_params, generator=seed(3))
+    for k in range(5):
+        other = moved(task, theta, seed(k))
+        one, two = task.outputs(
+            torch.stack([theta, other]), x.double() if x.is_floating_point() else x
+        )
+        assert torch.allclose(one, two, rtol=1e-9, atol=1e-10)
+        assert (theta - other).norm() > 0.1 * theta.norm(), "it is another point"
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_a_moved_copy_is_recovered(kind, method):
+    task = task_of(kind).to(dtype=torch.float64)
+    for k in range(10):
+        theta = task.init(1, seed(k))[0]
+        theta = theta + 0.05 * torch.randn(task.n_params, generator=seed(k), dtype=torch.float64)
+        other = moved(task, theta, seed(100 + k))
+        found = align(task, theta, other, method)
+        assert torch.allclose(found, theta, rtol=1e-6, atol=1e-8)
+    assert float(dss.interpolated_loss(task, theta, found, 5).max()) == pytest.approx(
+        float(task.losses(theta[None])), rel=1e-6
+    ), "there is no barrier left"
+
+
+def test_the_line_between_networks_trained_apart_is_lower(seeded):
+    task = dss.quad()
+    ends = dss.train_endpoints(task, 10, [0.02], seeded(1), **task.train_settings).thetas[0]
+    before = after = 0.0
+    for one, two in zip(ends[::2], ends[1::2], strict=True):
+        aligned = align(task, one, two)
+        assert torch.allclose(task.losses(aligned[None]), task.losses(two[None]), rtol=1e-4)
+        assert aligned.dtype == two.dtype and aligned.shape == two.shape
+        before += float(dss.interpolated_loss(task, one, two).max())
+        after += float(dss.interpolated_loss(task, one, aligned).max())
+    assert after < before
+
+
+def test_factors_do_not_depend_on_order_or_on_factors():
+    task = task_of("ReLU").to(dtype=torch.float64)
+    found, shapes = symmetries_of(task.module, task.splits["test"][0][:2]), shapes_of(task.module)
+    theta = task.init(1, seed(4))[0]
+    weights = unflatten(theta, shapes)
+    balanced = rescaled(found, weights, balancing(found, weights))
+    factors = torch.randn(len(found.scales), generator=seed(5), dtype=torch.float64).exp()
+    other = rescaled(found, weights, factors)
+    other = rescaled(found, other, balancing(found, other))
+    for name, value in balanced.items():
+        assert torch.allclose(value, other[name], rtol=1e-9)
+    dead = {name: v.clone() for name, v in weights.items()}
+    dead["0.weight"][2], dead["0.bias"][2] = 0, 0
+    assert all(v.isfinite().all() for v in rescaled(found, dead, balancing(found, dead)).values())
+
+
+def test_concatenated_features_are_followed():
+    net = dss.batch_statistics(densenet(2, 4), images(8, 16))
+    found = symmetries_of(net.module, images(2, 16))
+    assert len(found.groups) > 3
+    y = torch.arange(8) % 10
+    task = dss.Task.from_module(net, "cross_entropy", (images(8, 16), y), (images(8, 16), y))
+    theta = task.init(1, seed(1))[0].double()
+    other, task = moved(task, theta, seed(2)), task.to(dtype=torch.float64)
+    assert torch.allclose(align(task, theta, other, "activations"), theta, rtol=1e-5, atol=1e-7)
+
+
+class Unknown(nn.Module):
+    """Its units are sorted, which fixes none of their places but is not known to do so."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x)).cumsum(dim=1)
+        return self.last(torch.relu(self.second(h)))
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.last(x if float(x.sum()) > 0 else -x)
+
+
+def test_what_is_not_known_fixes_its_units():
+    found = symmetries_of(Unknown(), torch.randn(2, 3))
+    assert [len(group) for group in found.groups] == [5] and len(found.scales) == 5
+
+
+def test_a_forward_that_deceives_is_found_out(monkeypatch):
+    from dss.networks import symmetry
+
+    monkeypatch.setattr(symmetry, "ONE_BY_ONE", symmetry.ONE_BY_ONE | {"cumsum"})
+    x = torch.randn(20, 3, generator=seed(1))
+    y = torch.arange(20) % 2
+    task = dss.Task.from_module(Unknown(), "cross_entropy", (x, y), (x, y))
+    one, two = task.init(2, seed(2))
+    with pytest.raises(RuntimeError, match="outputs of Unknown would change by"):
+        align(task, one, two)
+
+
+def refused(kind):
+    x = torch.randn(8, 3, generator=seed(1))
+    y = torch.arange(8) % 2
+    if kind == "recurrent":
+        words = torch.randint(9, (8, 5), generator=seed(1))
+        task = dss.Task.from_module(
+            WordLSTM(9, 4, 1), "cross_entropy", (words, words), (words, words),
+            output=lambda o: o.movedim(-1, 1),
+        )  # fmt: skip
+    elif kind == "branching":
+        task = dss.Task.from_module(Branching(), "cross_entropy", (x, y), (x, y))
+    elif kind == "landscape":
+        task = dss.landscape(lambda v: (v**2).sum(-1), 3)
+    else:
+        net = nn.Linear(3, 2) if kind == "no hidden unit" else Unknown()
+        task = dss.Task.from_module(net, "cross_entropy", (x, y), (x, y))
+    return task
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("branching", "forward of Branching cannot be traced"),
+        ("no hidden unit", "no hidden unit of Linear is known to be free"),
+        ("landscape", "explicit function of theta; it has no hidden units"),
+    ],
+)
+def test_what_cannot_be_aligned_is_refused_by_name(kind, said):
+    task = refused(kind)
+    with pytest.raises(ValueError, match=said):
+        align(task, *task.init(2, seed()))
+
+
+def test_the_embedding_of_a_recurrent_network_is_fixed_with_it():
+    task = refused("recurrent")
+    with pytest.raises(ValueError, match="no hidden unit of WordLSTM"):
+        align(task, *task.init(2, seed()))
+
+
+def test_bad_arguments_are_refused_by_name():
+    task = refused("plain")
+    one, two = task.init(2, seed())
+    for given, error, said in (
+        ({"method": "values"}, ValueError, "unknown method 'values'"),
+        ({"n_starts": 0}, ValueError, "n_starts is 0"),
+        ({"theta_2": two[:-1]}, ValueError, "theta_2 has shape"),
+        ({"theta_1": one * torch.nan}, ValueError, "theta_1"),
+        ({"theta_1": 3}, TypeError, "theta_1 is a int"),
+        ({"generator": 3}, TypeError, "generator"),
+    ):
+        given = {"theta_1": one, "theta_2": two} | given
+        with pytest.raises(error, match=said):
+            align(task, given.pop("theta_1"), given.pop("theta_2"), **given)

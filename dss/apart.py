@@ -35,7 +35,7 @@ def company_matters(task: Task, training: Training, dtype: torch.dtype) -> bool:
         samples = batch or task.batch_size, min(task.eval_chunk or n_eval, n_eval)
         if all(task.budget.side_by_side(k, dtype) == 1 for k in samples):
             return False
-    thetas = task.init(3, torch.Generator().manual_seed(0)).to(dtype)
+    thetas = task.probes(3, torch.Generator().manual_seed(0)).to(dtype)
     others, t = thetas.roll(1, dims=0), torch.linspace(0, 1, 5, dtype=torch.float64)
     few = asdict(replace(training, max_steps=2, check_every=1))
 

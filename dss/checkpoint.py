@@ -44,7 +44,7 @@ def fingerprint(task: Task, call: Mapping) -> dict[str, str]:
     """
     # Functions cannot be compared, but what they give can.
     generator = torch.Generator().manual_seed(0)
-    probe = task.init(1, generator).to(task.device)
+    probe = task.probes(1, generator).to(task.device)
     n = size_of(task.splits["train"]) if task.splits else 0
     whole = task.batch_size is None  # of one graph no part can be taken
     batch = slice(None) if whole else torch.arange(min(n, 100), device=task.device)

@@ -74,7 +74,7 @@ def estimate(
     task.budget.check_bead(copies, n_samples, dtype)
     together = min(n_pairs, task.budget.rows_that_fit(copies, dtype))
     side_by_side = min(together, task.budget.side_by_side(n_samples, dtype))
-    thetas = ends[0][:side_by_side] if ends else task.init(side_by_side)
+    thetas = ends[0][:side_by_side] if ends else task.probes(side_by_side)
     generator = torch.Generator().manual_seed(0)
     whole = not task.splits or n_samples == size_of(task.splits["train"])
     batch = slice(None) if whole else torch.arange(n_samples, device=task.device)

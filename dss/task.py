@@ -22,12 +22,14 @@ from dss.checks import (
 from dss.descent import PRECISIONS, TRAINING_SETTINGS, takes_training, training_of
 from dss.estimate import Estimate, estimate
 from dss.networks.accept import (
+    check_is_mean,
     check_samples,
 )
-from dss.networks.batchnorm import PART, WithReference, statistics, with_statistics
+from dss.networks.batchnorm import PART, statistics, with_statistics
 from dss.networks.brought import (
     OutputTaken,
-    check_layers,
+    check_same_function,
+    plain,
     theta_by_name,
     weights_of,
 )
@@ -40,6 +42,8 @@ from dss.networks.samples import (
     Sample,
     Streamed,
     Tree,
+    call,
+    check_augment,
     moved,
     part_of,
     sample_on,
@@ -56,6 +60,7 @@ from dss.networks.stacks import (
 )
 from dss.theta import interpolate, shapes_of, unflatten
 
+COMPARED = 16  # samples on which a network that someone hands in is compared with the task's
 Network = nn.Module | Mapping | str | Path  # what `Task.theta` takes
 
 
@@ -142,6 +147,19 @@ class Task:
         generator = check_generator(generator)
         return self.init_function(n, generator).to(self.device, self.dtype)
 
+    def probes(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """`n` networks to time and to compare with, `(n, P)`: from `init`, where there is one.
+
+        A network with parameters that no `reset_parameters` draws gives itself, a little disturbed.
+        """
+        try:
+            return self.init(n, generator)
+        except ValueError:
+            generator = check_generator(generator)
+            noise = torch.randn(n, self.n_params, generator=generator, dtype=torch.float64)
+            own = torch.cat([p.detach().reshape(-1) for p in self.module.parameters()])
+            return (own + 0.01 * noise.to(own)).to(self.device, self.dtype)
+
     def theta(self, source: nn.Module | Mapping[str, Tensor] | str | Path) -> Tensor:
         """The flat vector of a network, whose tensors are found by name.
 
@@ -155,17 +173,28 @@ class Task:
         Raises:
             TypeError: none of these.
             ValueError: the task is a landscape; a tensor is missing, unknown or of another shape;
-                what is constant in the task has other values; a layer is another; or a file is none
-                of these.
+                what is constant in the task has other values; a network answers otherwise than that
+                of the task; or a file is none of these.
             OSError: there is no such file.
         """
         if self.module is None:
             raise ValueError(f"{self.name} has no module; its flat vectors are its own")
-        source = source.module if isinstance(source, WithReference) else source
+        source = plain(source) if isinstance(source, nn.Module) else source
         weights = weights_of(source)
+        theta = theta_by_name(self.module, weights).to(self.device, self.dtype)
         if isinstance(source, nn.Module):
-            check_layers(self.module, source)
-        return theta_by_name(self.module, weights).to(self.device, self.dtype)
+            check_same_function(self.module, theta, source, self._few_inputs())
+        return theta
+
+    def _few_inputs(self) -> Tree:
+        """Inputs on which networks are compared; all, where the network takes no fewer."""
+        x, _ = part_of(self.splits["test"], slice(0, COMPARED), self.dtype)
+        with torch.no_grad():
+            try:
+                call(self.module, x)
+            except Exception:
+                x, _ = part_of(self.splits["test"], slice(None), self.dtype)
+        return x
 
     def network(self, theta: Tensor) -> nn.Module:
         """A network of one's own, with the parameters of a flat vector: a bead, to be used.
@@ -207,14 +236,19 @@ class Task:
 
         Raises:
             TypeError: thetas is not floating point.
-            ValueError: another shape, or an unknown split.
+            ValueError: another shape, an unknown split, or a training dataset whose parts would
+                give the metric another value.
 
         Paper: E(L(X, theta), chi), Sec. II.A.
         """
         if split not in ("test", "train"):
             raise ValueError(f"split is {split!r}; 'test' and 'train' are known")
         thetas = check_theta(thetas, "thetas", (None, self.n_params)).to(self.device)
-        return self._losses(thetas, split) if len(thetas) else thetas.new_empty(0)
+        if len(thetas) == 0:
+            return thetas.new_empty(0)
+        if split in self.splits:
+            self._check_parts(split, thetas[0])
+        return self._losses(thetas, split)
 
     def _losses(self, thetas: Tensor, split: str) -> Tensor:
         found = self._statistics(thetas)
@@ -444,6 +478,16 @@ class Task:
             dtype=dtype,
         )
 
+    def _check_parts(self, split: str, theta: Tensor) -> None:
+        """Raise ValueError where a dataset is read in parts that change the metric."""
+        sample, parts = self.splits[split], self.eval_chunk or READ
+        if split == "train" and isinstance(sample, Streamed) and parts < size_of(sample):
+
+            def answer(x: Tree) -> Tree:
+                return tree_map(lambda v: v[0], self.outputs(theta[None], x))
+
+            check_is_mean(self.metric_function, answer, sample, theta.dtype, parts)
+
     def _mean_over(self, values: Callable, n: int, split: str, dtype: torch.dtype) -> Tensor:
         """Mean over a sample of `values(rows, x, y)`, one or several for each of `n` rows."""
         sample = self.splits[split]
@@ -476,6 +520,7 @@ class Task:
             seed = int(torch.randint(2**62, (), generator=generator))
         x, y = part_of(sample, batch, dtype, seed)
         if self.augment is not None:
+            x = tree_map(torch.clone, x)  # it may write to it, and the sample is to stay
             with seeded(seed, self.device):
                 x = moved(self.augment(x), self.device, dtype)
         return x, y
@@ -555,6 +600,8 @@ class Task:
         fields = fields_of(
             module, loss, train, test, metric, batch_size, eval_chunk, trainable, output
         )
+        if augment is not None:
+            check_augment(augment, fields["splits"]["train"], fields["device"])
         fields |= {} if init is None else {"init_function": init}
         fields |= {} if name is None else {"name": name}
         return cls(**fields, augment=augment, settings=dict(settings or {})).to(fields["device"])

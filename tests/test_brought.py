@@ -3,6 +3,7 @@
 import copy
 from collections import namedtuple
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -329,3 +330,153 @@ def test_a_network_with_batchnorm_comes_back(reference):
     assert plain_loss(task.network(theta)) == pytest.approx(loss, rel=1e-5)
     with pytest.raises(ValueError, match="theta has shape"):
         task.network(theta[:-1])
+
+
+# Another function of the same parameters: how it is made, and what of it is named.
+def variant(change):
+    net = plain()
+    change(net)
+    return net
+
+
+class Sine(nn.Module):
+    def __init__(self, function=torch.sin):
+        super().__init__()
+        self.first, self.last, self.function = nn.Linear(6, 8), nn.Linear(8, 3), function
+
+    def forward(self, x):
+        return self.last(self.function(self.first(x)))
+
+
+class Features2(nn.Module):
+    """Features that are a tensor, and no buffer."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        self.B = torch.randn(6, 8, generator=torch.Generator().manual_seed(seed))
+        self.last = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(torch.sin(x @ self.B))
+
+
+def normed(kind):
+    return nn.Sequential(nn.Linear(6, 8), kind, nn.Tanh(), nn.Linear(8, 3))
+
+
+def encoder(**options):
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, dropout=0.0, **options)
+    return nn.Sequential(nn.Unflatten(1, (1, 6)), layer, nn.Flatten(), nn.Linear(6, 3))
+
+
+OTHERS = {
+    "forward": (Sine, lambda: Sine(torch.tanh), "its forward, a setting, or a tensor"),
+    "constant": (Features2, lambda: Features2(1), "its forward, a setting, or a tensor"),
+    "groups": (
+        lambda: normed(nn.GroupNorm(2, 8)), lambda: normed(nn.GroupNorm(4, 8)), "GroupNorm\\(4",
+    ),
+    "eps": (
+        lambda: normed(nn.LayerNorm(8)), lambda: normed(nn.LayerNorm(8, eps=0.1)), "eps=0.1",
+    ),
+    "layer behind": (plain, lambda: nn.Sequential(*plain(), nn.Sigmoid()), "its forward"),
+    "norm first": (encoder, lambda: encoder(norm_first=True), "its forward, a setting"),
+    "activation": (encoder, lambda: encoder(activation="gelu"), "its forward, a setting"),
+    "wrapped": (
+        plain, lambda: nn.DataParallel(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))),
+        "layer '1' is Tanh",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_another_function_of_the_same_parameters_is_refused(kind):
+    make, other, said = OTHERS[kind]
+    net = make().eval()
+    task = task_of(net)
+    assert torch.equal(task.theta(net), dss.flatten(net))
+    with pytest.raises(ValueError, match=said):
+        task.theta(other().eval())
+
+
+def test_what_makes_no_difference_is_taken():
+    def dropping(p, inplace):
+        layers = nn.Linear(6, 8), nn.ReLU(inplace=inplace), nn.Dropout(p), nn.Linear(8, 3)
+        return nn.Sequential(*layers).eval()
+
+    task, other = task_of(dropping(0.5, False)), dropping(0.2, True)
+    assert torch.equal(task.theta(other), dss.flatten(other))
+    running = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    task = task_of(batch_statistics(running, X))
+    assert torch.equal(task.theta(running), dss.flatten(running)), "its statistics do not count"
+    assert torch.equal(task.theta(batch_statistics(running, X[:9])), dss.flatten(running))
+    state = batch_statistics(running, X).state_dict()
+    assert torch.equal(task.theta(state), dss.flatten(running))
+
+
+def test_a_probe_on_frozen_norms_is_measured_as_it_is():
+    def probe(seed):
+        torch.manual_seed(0)
+        body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU())
+        body(X)  # running statistics of pretraining
+        torch.manual_seed(seed)
+        return nn.Sequential(*body.requires_grad_(False), nn.Linear(8, 3)).eval()
+
+    one, two = probe(1), probe(2)
+    with pytest.raises(ValueError, match="keeps running statistics"):
+        task_of(probe(1).train(), trainable="requires_grad")
+    task = task_of(one, trainable="requires_grad")
+    assert task.n_params == 27
+    for net in (one, two):
+        assert float(task.losses(task.theta(net)[None])) == pytest.approx(plain_loss(net), rel=1e-6)
+    bead = task.network(task.theta(two))
+    assert plain_loss(bead) == pytest.approx(plain_loss(two), rel=1e-6)
+    two[1].running_mean += 1
+    with pytest.raises(ValueError, match="running_mean' is constant in the task"):
+        task.theta(two)
+
+
+class Drawn(nn.Module):
+    """Its numbers come from NumPy."""
+
+    def __init__(self, seed=None):
+        super().__init__()
+        drawn = np.random.randn(6, 3) if seed is None else np.ones((6, 3))
+        self.w = nn.Parameter(torch.as_tensor(drawn, dtype=torch.float32))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+def test_a_factory_draws_from_the_generator_whatever_it_draws_with(tmp_path):
+    state = np.random.get_state()[1].copy()
+    task = dss.Task.from_module(Drawn, "cross_entropy", (X, Y), (X, Y))
+    draws = [task.init(2, torch.Generator().manual_seed(k)) for k in (0, 0, 1)]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert (np.random.get_state()[1] == state).all()
+    options = {"max_depth": 1, "max_steps": 5, "checkpoint": tmp_path / "s.safetensors"}
+    one, two = (dss.find_string(task, *draws[0], L0=9, **options) for _ in range(2))
+    assert torch.equal(one.thetas, two.thetas)
+    same = dss.Task.from_module(lambda: Drawn(1), "cross_entropy", (X, Y), (X, Y))
+    with pytest.raises(ValueError, match="makes the same network again and again"):
+        same.init(2)
+
+
+def test_a_network_without_an_init_is_searched_with_a_checkpoint(tmp_path):
+    nets = [seeded_module(lambda: encoder(), seed).eval() for seed in (1, 2)]
+    task = task_of(nets[0])
+    with pytest.raises(ValueError, match="init"):
+        task.init(1)
+    file = tmp_path / "s.safetensors"
+    strings = [dss.find_string(task, *nets, L0=9, max_steps=5, checkpoint=file) for _ in range(2)]
+    assert torch.equal(strings[0].thetas, strings[1].thetas) and file.exists()
+    assert task.estimate().n_params == task.n_params
+
+
+def test_files_may_keep_a_state_dict_under_the_usual_keys(tmp_path):
+    net = plain()
+    task = task_of(net)
+    for key in ("state_dict", "model", "model_state_dict"):
+        torch.save({key: net.state_dict(), "epoch": 3}, tmp_path / "a.pt")
+        assert torch.equal(task.theta(tmp_path / "a.pt"), dss.flatten(net))
+    with pytest.raises(TypeError, match="they may lie under 'state_dict'"):
+        task.theta({"weights": net.state_dict()})

@@ -9,12 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     WeightedRandomSampler,
+    default_collate,
 )
 
 import dss
@@ -134,7 +138,7 @@ def test_an_output_that_holds_no_tensor_is_refused_with_the_way_out():
         (((X, Z[:9]), Y), r"60 inputs and 60 targets.*'x\[1\]': 9"),
         (({"x": X, "z": Z.clone().fill_(torch.nan)}, Y), r"train x\['z'\] .*NaN"),
         ((X,), "a pair"),
-        ({"x": X, "y": Y}, "train is dict; a pair"),
+        ({"x": X, "y": Y}, "train is a dict of 'x', 'y' without 'labels', the targets; a pair"),
         (((X, 3), Y), "a pair"),
     ],
 )
@@ -222,6 +226,8 @@ def test_augment_changes_training_batches_and_nothing_else():
         mlp(), "cross_entropy", (X, Y), (X, Y), batch_size=8, augment=augment
     )
     thetas = task.init(2)
+    assert [len(x) for x in seen] == [2], "it is tried"
+    seen.clear()
     assert torch.equal(task.losses(thetas), plain.losses(thetas)) and not seen
     assert torch.equal(task.losses(thetas, "train"), plain.losses(thetas, "train")) and not seen
     found = [
@@ -285,3 +291,218 @@ def test_a_loader_names_the_size_of_batches():
         mlp(), "cross_entropy", DataLoader(Pairs(), batch_size=12), DataLoader(Pairs())
     )
     assert task.batch_size == 12 and task.eval_chunk is None
+
+
+def tenth(batch):
+    x, y = default_collate(batch)
+    return x / 10, y
+
+
+def test_what_a_loader_does_to_its_batches_is_done():
+    net = mlp()
+    loader = DataLoader(TensorDataset(X, Y), 10, collate_fn=tenth)
+    task = dss.Task.from_module(net, "cross_entropy", loader, loader)
+    assert float(task.losses(dss.flatten(net)[None])) == pytest.approx(
+        float(F.cross_entropy(net(X / 10), Y)), rel=1e-6
+    )
+
+
+LEFT_OUT = {
+    "batch sampler": {"batch_sampler": BatchSampler(SubsetRandomSampler(range(8)), 4, False)},
+    "fewer": {"sampler": RandomSampler(range(60), num_samples=9), "batch_size": 3},
+    "again": {"sampler": RandomSampler(range(60), replacement=True), "batch_size": 3},
+    "no batches": {"batch_size": None},
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_a_loader_that_leaves_samples_out_is_refused(kind):
+    loader = DataLoader(TensorDataset(X, Y), **LEFT_OUT[kind])
+    for split in ((loader, (X, Y)), ((X, Y), loader)):
+        with pytest.raises(ValueError, match="is a DataLoader with"):
+            dss.Task.from_module(mlp(), "cross_entropy", *split)
+    usual = DataLoader(TensorDataset(X, Y), batch_sampler=BatchSampler(RandomSampler(X), 6, True))
+    assert dss.Task.from_module(mlp(), "cross_entropy", usual, (X, Y)).batch_size == 6
+
+
+def test_a_sample_belongs_to_the_task_alone():
+    def turning(x):
+        x[:] = x.flip(1)
+        return x
+
+    x, y = X.clone(), Y.clone()
+    task = dss.Task.from_module(mlp(), "cross_entropy", (x, y), (x, y), augment=turning)
+    thetas = task.init(2)
+    before = task.losses(thetas), task.losses(thetas, "train")
+    task.gradients(thetas)
+    x.mul_(2)
+    y.fill_(0)
+    assert torch.equal(task.losses(thetas), before[0])
+    assert torch.equal(task.losses(thetas, "train"), before[1])
+
+
+class Writing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        x -= 1
+        return self.last(x)
+
+
+def writes_targets(output, y):
+    y.mul_(2)
+    return F.mse_loss(output, y)
+
+
+def test_what_is_written_to_is_named():
+    x = X.clone()
+    first = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 2))
+    for net in (Writing(), first):
+        with pytest.raises(ValueError, match="forward writes to its inputs"):
+            dss.Task.from_module(net, "cross_entropy", (x, Y), (x, Y))
+    assert torch.equal(x, X)
+    real = torch.randn(60, 2)
+    with pytest.raises(ValueError, match="writes to its targets, the train y"):
+        dss.Task.from_module(mlp(), writes_targets, (X, real), (X, real))
+
+
+N = 2_000
+MANY_X = torch.randn(N, 4, generator=torch.Generator().manual_seed(3))
+RARE = torch.zeros(N, dtype=torch.int64).index_fill_(0, torch.arange(1301, 1304), 1)
+IGNORED = (torch.arange(N) % 2).index_fill_(0, torch.arange(40, 60), -100)
+WEIGHTED = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 300.0]))
+
+
+def weighted_mean(output, y):
+    return F.cross_entropy(output, y, weight=WEIGHTED.weight)
+
+
+class Standardised(nn.Module):
+    """It looks at the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last((x - x.mean(0)) / x.std(0))
+
+
+NO_MEANS = {
+    "weights": (WEIGHTED, RARE, mlp, 256),
+    "weights of a function": (weighted_mean, RARE, mlp, 256),
+    "ignored labels": (nn.CrossEntropyLoss(), IGNORED, mlp, 10),
+    "a network that mixes samples": (nn.CrossEntropyLoss(), RARE, Standardised, 40),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MEANS)
+def test_parts_that_give_another_value_are_refused(kind):
+    loss, y, make, chunk = NO_MEANS[kind]
+    sample = MANY_X, y
+    whole = dss.Task.from_module(make(), loss, sample, sample)
+    assert whole.losses(whole.init(1)).isfinite().all()
+    with pytest.raises(ValueError, match=f"eval_chunk is {chunk}, but the metric is no mean"):
+        dss.Task.from_module(make(), loss, sample, sample, eval_chunk=chunk)
+
+
+def test_a_training_dataset_is_not_measured_in_parts_that_matter():
+    train = Subset(TensorDataset(MANY_X, RARE), range(N))
+    power = lambda output, y: F.cross_entropy(output, y) ** 4  # noqa: E731
+    task = dss.Task.from_module(mlp(), power, train, (MANY_X, RARE), batch_size=50)
+    with pytest.raises(ValueError, match="is no mean"):
+        task.losses(task.init(1), "train")
+    task = dss.Task.from_module(mlp(), "cross_entropy", train, (MANY_X, RARE), batch_size=50)
+    thetas = task.init(2)
+    assert torch.allclose(task.losses(thetas, "train"), task.losses(thetas), rtol=1e-5)
+
+
+def test_the_last_part_is_tried():
+    class Squeezing(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).squeeze()
+
+    sample = X[:16], X[:16, 0]
+    assert dss.Task.from_module(Squeezing(4, 1), "mse", sample, sample, eval_chunk=4).n_params
+    with pytest.raises(ValueError, match="eval_chunk is 5, and the last part has 1 of the 16"):
+        dss.Task.from_module(Squeezing(4, 1), "mse", sample, sample, eval_chunk=5)
+
+
+class Lengths(Dataset):
+    """Words of which the last samples are longer."""
+
+    def __len__(self):
+        return 300
+
+    def __getitem__(self, i):
+        return torch.full((3 + (i >= 256),), 1 + i % 6), i % 2
+
+
+def padded(batch):
+    words = nn.utils.rnn.pad_sequence([x for x, _ in batch], batch_first=True)
+    return words, torch.tensor([y for _, y in batch])
+
+
+def test_parts_that_are_padded_each_for_itself_are_held():
+    net = nn.Sequential(nn.EmbeddingBag(7, 2, mode="sum", padding_idx=0))
+    loader = DataLoader(Lengths(), 16, collate_fn=padded)
+    task = dss.Task.from_module(net, "cross_entropy", loader, loader)
+    words, y = padded([Lengths()[i] for i in range(300)])
+    assert float(task.losses(dss.flatten(net)[None])) == pytest.approx(
+        float(F.cross_entropy(net(words), y)), rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("augment", "said"),
+    [
+        (lambda x: None, "augment gives None for 2 inputs"),
+        (lambda x, y: x, "augment fails on 2 training inputs"),
+        (lambda x: x[:1], "for 2 inputs; as many inputs are needed"),
+    ],
+)
+def test_augment_is_tried(augment, said):
+    with pytest.raises(ValueError, match=said):
+        dss.Task.from_module(mlp(), "cross_entropy", (X, Y), (X, Y), augment=augment)
+
+
+class Keeping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last, self.kept = nn.Linear(4, 2), []
+
+    def forward(self, x):
+        self.kept.append(self.last(x))
+        return self.kept[-1]
+
+
+class TwoModes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(x) if self.training else self.last(x).softmax(-1)
+
+
+def test_networks_that_remember_or_have_two_modes_are_named():
+    with pytest.raises(TypeError, match="'kept' of layer '' .Keeping. is"):
+        dss.Task.from_module(Keeping(), "cross_entropy", (X, Y), (X, Y))
+    with pytest.raises(ValueError, match="otherwise in train mode, in which it is, than in eval"):
+        dss.Task.from_module(TwoModes(), "cross_entropy", (X, Y), (X, Y))
+    assert dss.Task.from_module(TwoModes().eval(), "cross_entropy", (X, Y), (X, Y)).n_params
+
+
+def test_labels_are_counted_in_all_samples():
+    wrong = Y.clone().index_fill_(0, torch.arange(20), -100)
+    with pytest.raises(ValueError, match="20 labels that are no class.*itself leaves -100 out"):
+        dss.Task.from_module(mlp(), "cross_entropy", (X, wrong), (X, Y))
+
+
+def test_a_list_of_samples_is_no_pair():
+    samples = [(X[i], Y[i]) for i in range(20)]
+    for given in (samples, samples[:2]):
+        with pytest.raises(TypeError, match="a pair .x, y. of tensors is needed"):
+            dss.Task.from_module(mlp(), "cross_entropy", given, (X, Y))

@@ -16,7 +16,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 from dss.checks import check_finite, check_sizes, short
 from dss.networks.losses import LOSSES
 from dss.networks.observed import place_of
-from dss.networks.samples import Sample, Streamed, Tree, call, moved, named_leaves, rows_of, size_of
+from dss.networks.samples import (
+    Sample,
+    Streamed,
+    Tree,
+    call,
+    moved,
+    named_leaves,
+    part_of,
+    rows_of,
+    size_of,
+)
 
 # Samples that are run before a search begins.
 MANY, FEW = 64, 2
@@ -33,7 +43,7 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
         TypeError: an attribute cannot be copied, an open file say; it is named.
         ValueError: a layer holds itself, through a child that holds its parent.
     """
-    module, seen = _copied(module), set()
+    module, seen = copied(module), set()
 
     def visit(parent: nn.Module, above: tuple[nn.Module, ...] = ()) -> None:
         above += (parent,)
@@ -59,7 +69,7 @@ def with_layers_apart(module: nn.Module) -> nn.Module:
     return module
 
 
-def _copied(module: nn.Module) -> nn.Module:
+def copied(module: nn.Module) -> nn.Module:
     """A copy, whose embeddings have dense gradients: of flat vectors there are no others."""
     try:
         copied = copy.deepcopy(module)
@@ -112,13 +122,19 @@ def check_module(
                 f"{where} keeps vectors of spectral_norm, which do not belong to an interpolated "
                 "model; remove it first (torch.nn.utils.parametrize.remove_parametrizations)"
             )
-        if getattr(layer, "running_mean", None) is not None:
+        is_norm = isinstance(layer, nn.modules.batchnorm._NormBase)
+        keeps = is_norm and layer.running_mean is not None
+        # In a part that is frozen they are constants, as its weights are.
+        is_constant = may_be_frozen and not layer.training
+        is_constant = is_constant and not any(p.requires_grad for p in layer.parameters())
+        if keeps and not is_constant:
             raise ValueError(
                 f"{where} keeps running statistics, which do not belong to an interpolated model; "
                 "use dss.batch_statistics (BatchNorm), GroupNorm or LayerNorm, or set "
-                "track_running_stats=False"
+                "track_running_stats=False; in a frozen part (trainable='requires_grad') call "
+                "eval() first, and they are constants"
             )
-        if eval_chunk is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        if eval_chunk is not None and is_norm and not keeps and _mixes_samples(layer):
             raise ValueError(
                 f"{where} takes its statistics from the batch, which eval_chunk={eval_chunk} would "
                 "change; leave eval_chunk out, or use dss.batch_statistics(module, x)"
@@ -131,6 +147,10 @@ def check_module(
                 f"{where} has active dropout with p={p}, which makes gamma noisy; call "
                 "module.eval() first, or set p=0"
             )
+
+
+def _mixes_samples(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.modules.batchnorm._BatchNorm)
 
 
 def _check_tensors(module: nn.Module) -> None:
@@ -182,9 +202,18 @@ def check_split(split: str, sample: Sample, dtype: torch.dtype) -> Sample:
             + (f" (samples of each tensor: {sizes[0] | sizes[1]})" if several else "")
         )
     # Detached: a forward may ask for gradients by its input, and the caller's stays as it is.
-    pair = tuple(_detached(moved(tree, None, dtype)) for tree in sample)
+    pair = tuple(_copied_tree(moved(tree, None, dtype), tree) for tree in sample)
     check_samples(split, *pair)
     return pair
+
+
+def _copied_tree(tree: Tree, given: Tree) -> Tree:
+    """Tensors that nobody else holds, without a graph."""
+
+    def own(v: Tensor, before: Tensor) -> Tensor:
+        return v.detach().clone() if place_of(v) == place_of(before) else v.detach()
+
+    return tree_map(own, tree, given)
 
 
 def check_samples(split: str, x: Tree, y: Tree) -> None:
@@ -228,6 +257,7 @@ def check_labels(split: str, loss: Callable, output: Tensor, y: Tensor) -> None:
         raise ValueError(
             f"{split} y holds {int(wrong.sum())} labels that are no class, the first "
             f"{int(y[index])} at index {index}; 0 to {n_classes - 1} is needed"
+            + ("; nn.CrossEntropyLoss() itself leaves -100 out" if int(y[index]) == -100 else "")
         )
 
 
@@ -269,7 +299,7 @@ def run_samples(
         parameters = list(module.parameters()) if descends else []
         # A loss may work in place, and the output of many is looked at once more.
         answer, n = (of_few, few) if descends else (tree_map(torch.clone, output), many)
-        value = _run_loss(loss, answer, rows_of(y, slice(n)), split, parameters)
+        value = _run_loss(loss, answer, y, n, split, parameters)
         check_labels(split, loss, output, y)
         _check_answer(module, rows_of(x, slice(many)), output)
     if not _is(value) or value.dim() != 0:
@@ -346,9 +376,12 @@ def _no_tensor(output) -> str:
 
 
 def _run_loss(
-    loss: Callable, output: Tree, y: Tree, split: str, parameters: list[Tensor]
+    loss: Callable, output: Tree, y: Tree, n: int, split: str, parameters: list[Tensor]
 ) -> Tensor:
-    """The loss of some samples, its gradient tried; where there is no parameter, of a metric."""
+    """The loss of n samples, its gradient tried; where there is no parameter, of a metric."""
+    every, y = y, rows_of(y, slice(n))
+    leaves = tree_leaves(y)
+    versions = [v._version for v in leaves]
     try:
         value = loss(output, y)
         if parameters and _is(value) and value.dim() == 0:
@@ -356,11 +389,15 @@ def _run_loss(
     except Exception as error:
         if not _is(output):
             raise TypeError(f"{_no_tensor(output)} ({error})") from error
-        check_labels(split, loss, output, y)
+        check_labels(split, loss, output, every)
         output = output.detach()
         if _is(y):
             _refuse_dtype(f"{split} y", y, output.dtype, lambda v: loss(output, v), error)
         raise ValueError(f"{split} samples do not fit the network or its loss: {error}") from error
+    if [v._version for v in leaves] != versions:
+        raise ValueError(
+            f"the loss or metric writes to its targets, the {split} y; compute with a new tensor"
+        )
     is_number = not parameters and isinstance(value, Real)
     return tree_leaves(output)[0].new_tensor(value) if is_number else value
 
@@ -394,13 +431,22 @@ def _check_answer(module: nn.Module, x: Tree, output: Tree) -> None:
         again = (tree_leaves(_detached(call(network, x))) for _ in range(2))
         return all(all(map(is_same, tree_leaves(answer), leaves)) for leaves in again)
 
-    if is_steady(module, output):
+    steady, evaluated = is_steady(module, output), copied(module).eval()
+    if steady and (not _trains(module) or is_steady(evaluated, output)):
         return
-    evaluated = copy.deepcopy(module).eval()
+    if steady:
+        raise ValueError(
+            "the network answers otherwise in train mode, in which it is, than in eval mode; call "
+            "module.eval() first"
+        )
     advice = "draws random numbers, in eval mode too; F.dropout needs training=self.training"
     if is_steady(evaluated, _detached(call(evaluated, x))):
         advice = "call module.eval() first"
     raise ValueError(f"the network answers differently to the same input: {advice}")
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(layer.training for layer in module.modules())
 
 
 def needs_autograd(module: nn.Module, x: Tree) -> bool:
@@ -409,40 +455,72 @@ def needs_autograd(module: nn.Module, x: Tree) -> bool:
         return not _runs(partial(call, module), x)
 
 
-def check_is_mean(metric: Callable, module: nn.Module, x: Tree, y: Tree, eval_chunk: int) -> None:
-    """Refuse a metric of which `eval_chunk` would give another value.
+def check_is_mean(
+    metric: Callable, answer: Callable[[Tree], Tree], sample: Sample, dtype: torch.dtype, parts: int
+) -> None:
+    """Refuse a metric of which parts of a sample would give another value than the whole.
 
     Args:
         metric: of (output, y).
-        module, x, y: of a task.
-        eval_chunk: samples at a time.
+        answer: maps inputs to the outputs of a network.
+        sample: of a task.
+        dtype: of the network.
+        parts: samples at a time.
 
     Raises:
-        ValueError: of up to 64 samples, taken from all parts of the sample, the mean over two
-            parts differs from the whole.
+        ValueError: a loss is known for weights of classes or for labels that it leaves out; of up
+            to 64 samples and two of each label the mean over two parts differs from the whole; or
+            the last, smaller part cannot be measured.
     """
-    size = size_of((x, y))
-    device = tree_leaves(x)[0].device
-    index = torch.linspace(0, size - 1, min(MANY, size), device=device).long()
+    size = size_of(sample)
+    refusal = f"eval_chunk is {parts}, but the metric is no mean over samples"
+    advice = (
+        "leave eval_chunk out, or give a mean (of class weights: (w[y] * F.cross_entropy(output, "
+        "y, reduction='none')).mean(); of labels that are ignored: leave them out of the sample)"
+    )
+    index = torch.linspace(0, size - 1, min(MANY, size)).long()
+    if not isinstance(sample, Streamed) and _is(sample[1]) and not sample[1].is_floating_point():
+        y = sample[1].cpu()
+        if hasattr(metric, "ignore_index") and bool((y == metric.ignore_index).any()):
+            raise ValueError(f"{refusal}: labels {metric.ignore_index} are left out; {advice}")
+        if y.dim() == 1:  # a rare label may be what makes the difference
+            of_label = [(y == label).nonzero()[:2, 0] for label in y.unique()[:MANY]]
+            index = torch.cat([index, *of_label]).unique()
+    if getattr(metric, "weight", None) is not None and getattr(metric, "reduction", "") == "mean":
+        if isinstance(metric, nn.CrossEntropyLoss | nn.NLLLoss):
+            raise ValueError(f"{refusal}: it weighs classes; {advice}")
     n, first = len(index), len(index) // 3
     if first == 0:
         return
-    with torch.enable_grad():
-        output, y = _detached(call(module, rows_of(x, index))), rows_of(y, index)
-    whole, *parts = (
-        torch.as_tensor(metric(rows_of(output, k), rows_of(y, k))).double()
-        for k in (slice(n), slice(first), slice(first, n))
+    read = partial(part_of, sample, dtype=dtype)
+    device = tree_leaves(read(slice(0, 1))[0])[0].device
+    x, y = read(index.to(device))
+    cuts = slice(n), slice(first), slice(first, n)
+    whole, *values = (
+        torch.as_tensor(metric(_detached(answer(rows_of(x, k))), rows_of(y, k))).double()
+        for k in cuts
     )
-    mean = (first * parts[0] + (n - first) * parts[1]) / n
-    epsilon = torch.finfo(next(module.parameters()).dtype).eps
-    rounding = 100 * epsilon * sum(v.abs() for v in parts)
+    mean = (first * values[0] + (n - first) * values[1]) / n
+    rounding = 100 * torch.finfo(dtype).eps * sum(v.abs() for v in values)
     if not torch.allclose(mean, whole, rtol=0, atol=float(rounding.nan_to_num(0)), equal_nan=True):
         raise ValueError(
-            f"eval_chunk is {eval_chunk}, but the metric is no mean over samples: {whole:.6g} of "
-            f"{n} samples, {mean:.6g} as the mean of two parts of them; leave eval_chunk out, or "
-            "give a mean (of class weights: (w[y] * F.cross_entropy(output, y, reduction='none'))"
-            ".mean(); of labels that are ignored: leave them out of the sample)"
+            f"{refusal}, or the network mixes samples: {whole:.6g} of {n} samples, {mean:.6g} as "
+            f"the mean of two parts of them; {advice}"
         )
+    rest = size % parts
+    if rest:
+        x, y = read(slice(size - rest, size))
+        try:
+            output = _detached(answer(x))
+            shapes = [tuple(v.shape) for v in tree_leaves(output)]
+            if not all(shape[:1] == (rest,) for shape in shapes):
+                raise ValueError(f"its outputs have shape {shapes[0]}")
+            metric(output, y)
+        except Exception as error:
+            raise ValueError(
+                f"eval_chunk is {parts}, and the last part has {rest} of the {size} samples, which "
+                f"the network or its metric does not take ({error}); give another eval_chunk"
+            ) from error
 
 
 def _refuse_unlike_shapes() -> None:

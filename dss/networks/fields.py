@@ -34,7 +34,17 @@ from dss.networks.brought import (
 from dss.networks.losses import LOSSES
 from dss.networks.memory import Budget
 from dss.networks.observed import check_writes
-from dss.networks.samples import READ, Sample, Streamed, Tree, held, opened, rows_of, size_of
+from dss.networks.samples import (
+    READ,
+    Sample,
+    Streamed,
+    Tree,
+    call,
+    held,
+    opened,
+    rows_of,
+    size_of,
+)
 from dss.networks.stacks import can_be_stacked, is_plain, one_by_one_if_needed
 from dss.theta import shapes_of
 
@@ -168,8 +178,9 @@ def _tried(
                 )
             target = rows_of(y, slice(size_of((run.output, y))))
             functions[i] = one_by_one_if_needed(functions[i], run.output, target, descends)
+    metric = given[1] if callable(given[1]) else functions[1]
     if parts is not None and parts < size_of(splits["test"]):
-        check_is_mean(functions[1], measured, x, y, parts)
+        check_is_mean(metric, partial(call, measured), splits["test"], dtype, parts)
     return splits, functions, run, rows_of(x, slice(run.n_least))
 
 

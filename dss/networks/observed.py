@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch.utils._pytree import tree_iter, tree_map
 
 from dss.networks.samples import Tree, call
 
@@ -49,6 +49,7 @@ def check_writes(module: nn.Module, x: Tree) -> None:
     Raises:
         ValueError: it does; the tensor is named.
     """
+    x = tree_map(torch.clone, x)  # a forward that writes to it would change the sample
     before = {name: (value, place_of(value)) for _, name, value in _members(module)}
     with _Writes() as writes:
         for with_gradient in (False, True):
@@ -58,6 +59,11 @@ def check_writes(module: nn.Module, x: Tree) -> None:
                 break
             except Exception:
                 continue  # what cannot be run at all is said when samples are
+    if any(place_of(v) in writes.places for v in tree_iter(x)):
+        raise ValueError(
+            "the network's forward writes to its inputs, so that looking at a sample changes it; "
+            "compute with a new tensor (x = x - 1, not x -= 1; inplace=False in the first layer)"
+        )
     for kind, name, value in _members(module):
         old, place = before.get(name, (None, 0))
         if value is old and place_of(value) == place and place not in writes.places - {0}:

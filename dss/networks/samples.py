@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -166,19 +167,16 @@ def opened(split: str, given) -> tuple[Sample, int | None]:
     """
     batch_size, collate = None, default_collate
     if isinstance(given, DataLoader):
-        if type(given.sampler) not in (RandomSampler, SequentialSampler):
-            raise ValueError(
-                f"{split} is a DataLoader with a {type(given.sampler).__name__}, but batches are "
-                "drawn here, from the generator of the search; pass a loader without a sampler, or "
-                "its dataset"
-            )
-        batch_size, collate, given = given.batch_size, given.collate_fn, given.dataset
+        if not isinstance(given.dataset, IterableDataset):
+            _check_sampler(split, given)
+        batch_size = given.batch_size or getattr(given.batch_sampler, "batch_size", None)
+        collate, given = given.collate_fn, given.dataset
     if isinstance(given, IterableDataset):
         raise TypeError(
             f"{split} is an IterableDataset, of which samples cannot be drawn; a dataset with a "
             "length and samples by number is needed"
         )
-    if type(given) is TensorDataset and len(given.tensors) > 1:
+    if type(given) is TensorDataset and len(given.tensors) > 1 and collate is default_collate:
         *inputs, target = given.tensors
         return (inputs[0] if len(inputs) == 1 else tuple(inputs), target), batch_size
     is_pair = isinstance(given, tuple | list)
@@ -192,6 +190,42 @@ def opened(split: str, given) -> tuple[Sample, int | None]:
     return tuple(given), batch_size
 
 
+def check_augment(augment: Callable, sample: Sample, device: torch.device) -> None:
+    """Try on two samples what changes the inputs of training batches.
+
+    Raises:
+        ValueError: it fails, or gives no such inputs, or another number of them.
+    """
+    x, _ = part_of(sample, slice(0, 2), torch.float32)
+    x = tree_map(torch.clone, x)
+    n = len(tree_leaves(x)[0])
+    try:
+        with seeded(0, device):
+            found = tree_leaves(augment(x))
+    except Exception as error:
+        raise ValueError(f"augment fails on {n} training inputs: {error}") from error
+    sizes = [len(v) if isinstance(v, Tensor) and v.dim() else None for v in found]
+    if not sizes or any(size != n for size in sizes):
+        got = ", ".join(short(v) for v in found) or "nothing"
+        raise ValueError(f"augment gives {got} for {n} inputs; as many inputs are needed")
+
+
+def _check_sampler(split: str, loader: DataLoader) -> None:
+    """Raise ValueError for a loader that leaves samples out, or chooses how often each comes."""
+    sampler, batches = loader.sampler, loader.batch_sampler
+    if batches is not None:
+        sampler = getattr(batches, "sampler", None) if type(batches) is BatchSampler else batches
+    is_whole = type(sampler) in (RandomSampler, SequentialSampler)
+    if type(sampler) is RandomSampler:
+        is_whole = not sampler.replacement and sampler.num_samples == len(loader.dataset)
+    if not is_whole or batches is None:
+        what = "without a batch_size" if is_whole else f"with a {type(sampler).__name__}"
+        raise ValueError(
+            f"{split} is a DataLoader {what}, but batches are drawn here, all samples alike, from "
+            "the generator of the search; pass a loader without a sampler, or its dataset"
+        )
+
+
 def held(sample: Sample, device: torch.device, dtype: torch.dtype) -> Sample:
     """A dataset as tensors, read once, where these fit a quarter of free memory."""
     if not isinstance(sample, Streamed):
@@ -202,15 +236,23 @@ def held(sample: Sample, device: torch.device, dtype: torch.dtype) -> Sample:
         return sample
     sample = sample_on(sample, device, dtype)
     pairs = [sample.read(slice(i, i + READ), seed=i) for i in range(0, len(sample), READ)]
-    return tree_map(lambda *parts: torch.cat(parts), *pairs)
+    try:
+        return tree_map(lambda *parts: torch.cat(parts), *pairs)
+    except RuntimeError:  # parts that were padded to lengths of their own
+        return sample.read(slice(None))
 
 
 def check_pair(split: str, given) -> None:
     """Raise TypeError for what is no pair of tensors or of trees of tensors."""
     is_list = isinstance(given, tuple | list)
     kinds = [type(v).__name__ for v in given] if is_list else [type(given).__name__]
+    if len(kinds) > 3:
+        kinds = [f"a {type(given).__name__} of {len(kinds)}"]
+    if isinstance(given, Mapping):
+        kinds = [f"a dict of {', '.join(map(repr, given))} without {LABELS!r}, the targets"]
     trees = [tree_leaves(v) for v in given] if is_list and len(given) == 2 else []
-    if len(trees) != 2 or not all(v and all(isinstance(t, Tensor) for t in v) for v in trees):
+    is_right = [isinstance(t, Tensor) and t.dim() > 0 for leaves in trees for t in leaves]
+    if len(trees) != 2 or not all(trees) or not all(is_right):
         raise TypeError(
             f"{split} is {', '.join(kinds)}; a pair (x, y) of tensors is needed (of arrays "
             "torch.as_tensor makes them; several inputs go into a tuple or a dict), or a dataset, "

@@ -62,6 +62,29 @@ def test_both_ends_of_a_large_form_are_found(k):
     assert found.trace_error == pytest.approx(math.sqrt(2 * float((off**2).sum()) / 200), rel=0.25)
 
 
+@pytest.mark.parametrize("rank", [10, 40])
+def test_many_equal_eigenvalues_are_all_found(rank):
+    """A form that is flat in most directions, as the loss is where a network fits all samples."""
+    values = torch.cat([torch.zeros(90 - rank, **DOUBLE), torch.logspace(-4, 1, rank, **DOUBLE)])
+    turn, _ = torch.linalg.qr(torch.randn(90, 90, generator=seed(1), **DOUBLE))
+    matrix = turn @ torch.diag(values) @ turn.T
+    task = dss.landscape(lambda v: ((v @ matrix) * v).sum(-1) / 2, 90)
+    found = spectrum(task, torch.zeros(90, **DOUBLE), 4, n_probes=2)
+    expected = torch.cat([values[:4], values[-4:]]).numpy()
+    assert found.eigenvalues == pytest.approx(expected, abs=2e-5) and found.index == 0
+    assert found.index_is_known
+
+
+def test_a_loss_that_is_flat_or_linear_has_no_curvature():
+    flat = dss.landscape(lambda v: torch.ones(v.shape[:-1], dtype=v.dtype), 300)
+    slope = dss.landscape(lambda v: v.sum(-1), 300)
+    for task, norm in ((flat, 0), (slope, math.sqrt(300))):
+        for k in (None, 3):
+            found = spectrum(task, torch.zeros(300, **DOUBLE), k)
+            assert not found.eigenvalues.any() and found.index == 0 and found.trace == 0
+            assert found.gradient_norm == pytest.approx(norm)
+
+
 def test_the_linear_unit_has_a_saddle_of_index_one():
     task = PROBLEMS["unit"].task("unit")
     found = spectrum(task, torch.zeros(2, **DOUBLE))

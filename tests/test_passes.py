@@ -66,6 +66,30 @@ def test_a_search_that_fails_is_counted_and_says_nothing(line):
     assert found.own.max() < 1.5, "the straight line is an upper bound all the same"
 
 
+def test_a_string_that_is_too_high_is_a_bound_all_the_same():
+    def hill(v):
+        return ((v**2).sum(-1) - 1) ** 2 + torch.exp(-8 * v[..., 0] ** 2)
+
+    task = dss.landscape(hill, 2)
+    thetas = torch.tensor([[1.0, 0.0], [-1.0, 0.1]], dtype=torch.float64)
+    options = {"max_depth": 3, "max_steps": 500}
+    (string,) = dss.find_strings(task, thetas[:1], thetas[1:], 0.5, **options)
+    found = pass_matrix(task, thetas, [0.5], **options)
+    line = float(dss.interpolated_loss(task, *thetas).max())
+    assert not string.connected and string.Gamma_tilde < line - 0.5
+    assert found.own[0, 1] == string.Gamma_tilde
+    assert len(found.strings[0, 1].thetas) == len(string.thetas)
+    assert found.searches.n_connected.sum() == 0
+
+
+def test_heights_below_zero_are_heights():
+    task = dss.landscape(lambda v: -torch.exp(-(v**2).sum(-1)), 1)
+    thetas = torch.tensor([[0.0], [0.3], [0.5]], dtype=torch.float64)
+    found = pass_matrix(task, thetas, [0.1], max_depth=0)
+    # On a slope the pass between two networks is the higher one.
+    assert found.heights == pytest.approx(np.maximum(*np.meshgrid(found.losses, found.losses)))
+
+
 def test_two_valleys_join_where_the_problem_says():
     for name in ("unit", "two units", "ring"):
         problem = PROBLEMS[name]
@@ -116,7 +140,7 @@ def test_batches_do_not_matter_and_others_may_join(networks):
     whole, parts = (
         pass_matrix(task, thetas, [0.05, 0.02], pairs_at_once=k, **task.settings) for k in (28, 5)
     )
-    assert np.allclose(whole.own, parts.own, rtol=1e-3)
+    assert np.allclose(whole.own, parts.own, rtol=1e-6)
     fewer = pass_matrix(task, thetas, [0.05, 0.02], through_others=True, **task.settings)
     assert fewer.searches.n_searched.sum() <= whole.searches.n_searched.sum()
     assert (fewer.heights <= np.maximum(whole.heights, 0.02 * (1 + 1e-5))).all()

@@ -8,7 +8,14 @@ from torch import Tensor
 from dss.checks import check_generator, check_theta, check_whole, lookup
 from dss.networks.modes import in_usual_mode
 from dss.networks.samples import arguments_of, part_of, rows_of
-from dss.networks.symmetry import Follower, Place, Symmetries, rows_of_groups, symmetries_of, traced
+from dss.networks.symmetry import (
+    Follower,
+    Symmetries,
+    UnitAxis,
+    rows_of_groups,
+    symmetries_of,
+    traced,
+)
 from dss.task import Landscape, Network, Task, check_task, thetas_of
 from dss.theta import shapes_of, unflatten
 
@@ -96,7 +103,7 @@ def rescaled(found: Symmetries, weights: Weights, factors: Tensor) -> Weights:
     return weights
 
 
-def _at_scales(found: Symmetries, place: Place, factors: Tensor) -> Tensor:
+def _at_scales(found: Symmetries, place: UnitAxis, factors: Tensor) -> Tensor:
     """The factor of each value along a dimension; 1 where it takes none."""
     every = factors.new_ones(1 + max([0, *found.scales.tolist(), *place.axis.scales.tolist()]))
     every[found.scales] = factors
@@ -154,14 +161,22 @@ def _by_weights(task, found: Symmetries, first: Weights, second: Weights, x, n_s
         elif k > 1:
             orders = [torch.randperm(len(order), generator=generator) for order in orders]
         orders = _swept(found, first, second, orders, generator)
-        moved = permuted(found, second, orders)
-        ends.append((sum(float((first[name] * moved[name]).sum()) for name in first), orders))
+        ends.append((_agreement(found, first, second, orders), orders))
     return max(ends, key=lambda end: end[0])[1]
+
+
+def _agreement(found: Symmetries, first: Weights, second: Weights, orders: Orders) -> float:
+    """The inner product of a network and another one in other orders."""
+    moved = permuted(found, second, orders)
+    return sum(float((first[name] * moved[name]).sum()) for name in first)
 
 
 def _swept(found: Symmetries, first: Weights, second: Weights, orders: Orders, generator) -> Orders:
     """Match one group after the other, the others held, until none changes."""
-    orders = list(orders)
+    sides = [
+        len({u.name for u in found.places if g in u.rows}) < sum(g in u.rows for u in found.places)
+        for g in range(len(orders))
+    ]
     for _ in range(MOST_SWEEPS):
         changed = False
         for group in torch.randperm(len(orders), generator=generator).tolist():
@@ -172,7 +187,14 @@ def _swept(found: Symmetries, first: Weights, second: Weights, orders: Orders, g
             best = matched(gains)
             gain = float((gains[rows, best] - gains[rows, orders[group]]).sum())
             if gain > 1e-12 * float(gains.abs().max()) * len(rows):
-                orders[group], changed = best, True
+                tried = [*orders[:group], best, *orders[group + 1 :]]
+                # Where units stand on both sides of a matrix, gains hold one side at its old order.
+                both = sides[group] and not (
+                    _agreement(found, first, second, tried)
+                    > _agreement(found, first, second, orders)
+                )
+                if not both:
+                    orders, changed = tried, True
         if not changed:
             break
     return orders
@@ -250,7 +272,7 @@ def _check_same(task: Task, before: Tensor, after: Tensor, x) -> None:
     """Raise RuntimeError where two networks give other outputs."""
     one, other = task.outputs(torch.stack([before, after]), rows_of(x, slice(0, 50)))
     off = float((one - other).abs().max())
-    if not off <= 1e-6 * max(1.0, float(one.abs().max())):
+    if not off <= 1e-6 * float(one.abs().max()):
         raise RuntimeError(
             f"the outputs of {type(task.module).__name__} would change by {off:.3g}: its forward "
             "does something that was not understood"

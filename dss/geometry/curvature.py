@@ -17,6 +17,7 @@ from dss.theta import shapes_of, unflatten
 
 MOST_EXACT = 1_000  # parameters up to which all eigenvalues are computed where nobody says how many
 N_ENDS = 6  # eigenvalues from each end of larger networks
+MOST_RESTARTS = 1_000  # of Lanczos' algorithm
 N_PROBES = 16  # random vectors for the trace of these
 
 
@@ -134,7 +135,7 @@ def spectrum(
         eigenvalues = _ends_of(apply, n_params, k, tolerance, generator)
     scale = float(np.abs(eigenvalues).max(initial=0.0))
     is_whole = len(eigenvalues) == n_params
-    rounding = scale * (n_params * torch.finfo(torch.float64).eps if is_whole else tolerance)
+    rounding = scale * (n_params * torch.finfo(torch.float64).eps if is_whole else 5 * tolerance)
     return Spectrum(
         eigenvalues=eigenvalues,
         loss=loss,
@@ -174,7 +175,8 @@ def _slope(parts: list[Callable], theta: Tensor) -> tuple[float, Tensor]:
         leaf = theta.clone().requires_grad_()
         value = part(leaf)
         loss += float(value.detach())
-        gradient += torch.autograd.grad(value, leaf)[0]
+        if value.requires_grad:  # else it does not depend on theta
+            gradient += torch.autograd.grad(value, leaf)[0]
     return loss, gradient
 
 
@@ -185,7 +187,10 @@ def _products(parts: list[Callable], theta: Tensor) -> Callable[[Tensor], Tensor
         vector, product = vector.to(theta), torch.zeros_like(theta)
         for part in parts:
             leaf = theta.clone().requires_grad_()
-            (slope,) = torch.autograd.grad(part(leaf), leaf, create_graph=True)
+            value = part(leaf)
+            if not value.requires_grad:
+                continue
+            (slope,) = torch.autograd.grad(value, leaf, create_graph=True)
             if slope.requires_grad:  # else the loss is linear
                 (along,) = torch.autograd.grad(slope, leaf, vector, materialize_grads=True)
                 product += along
@@ -216,15 +221,47 @@ def _trace(apply: Callable, n_params: int, n_probes: int, generator) -> tuple[fl
 
 def _ends_of(apply: Callable, n_params: int, k: int, tolerance: float, generator) -> np.ndarray:
     """The k lowest and the k highest eigenvalues, ascending."""
-    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+    def start() -> Tensor:
+        return torch.randn(n_params, generator=generator, dtype=torch.float64)
+
+    if not bool(apply(start()).any()):
+        return np.zeros(2 * k)
 
     def product(vector: np.ndarray) -> np.ndarray:
         return apply(torch.from_numpy(vector.reshape(-1))).numpy()
 
+    (largest,), _ = _lanczos(product, n_params, 1, "LM", 0.01, start().numpy())
+    shift = 2.2 * abs(largest)  # with it all are of one size, so that accuracy is relative to that
+
+    def ends(sign: int) -> np.ndarray:
+        """The k lowest of `sign * H`.  One run sees a multiple eigenvalue once: what was found is
+        lifted to the top, until a run from another start finds none below the k known ones."""
+        values, vectors = np.zeros(0), np.zeros((n_params, 0))
+        for _ in range(k + 1):
+
+            def lifted(v: np.ndarray, values=values, vectors=vectors) -> np.ndarray:
+                v = v.reshape(-1)
+                up = vectors @ ((2 * shift - values) * (vectors.T @ v))
+                return sign * product(v) + shift * v + up
+
+            found, directions = _lanczos(lifted, n_params, k, "SA", tolerance, start().numpy())
+            found, before = found - shift, np.sort(values)[:k]
+            values = np.concatenate([values, found])
+            vectors = np.linalg.qr(np.concatenate([vectors, directions], axis=1))[0]
+            if len(before) == k and found.min() >= before[-1] - tolerance * shift:
+                break
+        return np.sort(values)[:k]
+
+    return np.concatenate([ends(1), -ends(-1)[::-1]])
+
+
+def _lanczos(product: Callable, n_params: int, k: int, which: str, tolerance: float, start):
+    """Eigenvalues `(k,)` and vectors `(P, k)` at one end; RuntimeError if they do not converge."""
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
     operator = LinearOperator((n_params, n_params), matvec=product, dtype=np.float64)
-    start = torch.randn(n_params, generator=generator, dtype=torch.float64).numpy()
-    options = {"v0": start, "tol": tolerance, "return_eigenvectors": False}
     try:
-        return np.sort(eigsh(operator, 2 * k, which="BE", **options))
+        return eigsh(operator, k, which=which, v0=start, tol=tolerance, maxiter=MOST_RESTARTS)
     except ArpackError as error:
         raise RuntimeError(f"Lanczos' algorithm does not converge: {error}") from error

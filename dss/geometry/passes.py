@@ -50,8 +50,8 @@ class Passes:
         strings: of every edge of the tree, `(i, j)` with i < j, that best path.
         searches: a row for each threshold, from the highest: `L0`, `n_low` networks at or below it,
             `n_pairs` of these, of which `n_known` had a low path before, `n_searched`,
-            `n_connected` by a string of their own, `n_joined` whose search failed and which other
-            networks join, `gradient_steps` and `forward_passes` of all searches.
+            `n_connected` by a string of their own, `n_joined` without a low path of their own,
+            which other networks join, `gradient_steps` and `forward_passes` of all searches.
     """
 
     losses: np.ndarray
@@ -130,13 +130,19 @@ class Passes:
 
 def linkage_of(own: np.ndarray) -> np.ndarray:
     """Single linkage of a symmetric matrix `(N, N)` of heights, some of them perhaps inf."""
+    values, merged = _linkage_of_ranks(own)
+    merged[:, 2] = values[merged[:, 2].astype(int) - 1]
+    return merged
+
+
+def _linkage_of_ranks(own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All heights, ascending, and the linkage of their ranks from 1: SciPy's heights are > 0."""
     from scipy.cluster.hierarchy import linkage
     from scipy.spatial.distance import squareform
 
-    most = np.finfo(float).max  # SciPy takes finite numbers only
-    merged = linkage(np.minimum(squareform(own, checks=False), most), "single")
-    merged[merged[:, 2] == most, 2] = np.inf
-    return merged
+    values, ranks = np.unique(own, return_inverse=True)
+    ranks = ranks.reshape(own.shape) + 1.0
+    return values, linkage(squareform(ranks, checks=False), "single")
 
 
 def heights_of(own: np.ndarray) -> np.ndarray:
@@ -144,7 +150,9 @@ def heights_of(own: np.ndarray) -> np.ndarray:
     from scipy.cluster.hierarchy import cophenet
     from scipy.spatial.distance import squareform
 
-    heights = squareform(cophenet(linkage_of(own)))
+    values, merged = _linkage_of_ranks(own)
+    ranks = squareform(cophenet(merged)).astype(int)
+    heights = values[ranks - 1]  # the diagonal, of rank 0, follows
     heights[np.diag_indices_from(heights)] = own.diagonal()
     return heights
 
@@ -265,7 +273,8 @@ def pass_matrix(
 def _straight_lines(task: Task, thetas: Tensor, losses: Tensor, n_t: int, at_once: int) -> dict:
     """What is known of all pairs before any search: no level, no path but the straight lines."""
     pairs, t = torch.combinations(torch.arange(len(thetas))), grid_of(n_t)
-    own = torch.diag(losses)
+    own = torch.full((len(thetas), len(thetas)), torch.inf, dtype=torch.float64)
+    own.fill_diagonal_(0).diagonal().copy_(losses)
     for part in pairs.split(at_once):
         first, second = (thetas[side.to(thetas.device)] for side in part.T)
         highest = without_nan(task.losses_between(first, second, t)).amax(dim=1).double().cpu()
@@ -279,9 +288,8 @@ def _with_heights(own: Tensor, pairs: Tensor, highest: Tensor) -> Tensor:
     """`own` with the heights `(Q,)` of paths of pairs `(Q, 2)`, where these are lower."""
     i, j = pairs.T
     highest = highest.maximum(own.diag()[i]).maximum(own.diag()[j])  # rounding
-    known = torch.where(own[i, j] > 0, own[i, j], torch.inf)
     own = own.clone()
-    own[i, j] = own[j, i] = highest.minimum(known)
+    own[i, j] = own[j, i] = highest.minimum(own[i, j])
     return own
 
 
@@ -308,16 +316,16 @@ def _begin(state: dict, k: int, seeds, L0, limits, through_others: bool) -> dict
 def _with_strings(state: dict, strings: list[String]) -> dict:
     """The state after a batch: its heights, and the paths of those edges that are in the tree."""
     pairs, todo = state["todo"][: len(strings)], state["todo"][len(strings) :]
-    connected = torch.tensor([s.connected for s in strings])
+    # A string that is too high is a path all the same, often lower than the straight line.
     highest = torch.tensor([s.Gamma_tilde for s in strings], dtype=torch.float64)
-    own = _with_heights(state["own"], pairs[connected], highest[connected])
+    own = _with_heights(state["own"], pairs, without_nan(highest))
     paths = _paths_of(state)
     for (i, j), string in zip(pairs.tolist(), strings, strict=True):
-        if string.connected and own[i, j] < state["own"][i, j]:
+        if own[i, j] < state["own"][i, j]:
             paths[i, j] = string.thetas
     kept = [edge for edge in edges_of(own.numpy()) if edge in paths]
     row = dict(state["rows"][-1])
-    row["n_connected"] += int(connected.sum())
+    row["n_connected"] += sum(s.connected for s in strings)
     for name in ("gradient_steps", "forward_passes"):
         row[name] += sum(getattr(s, name) for s in strings)
     return state | {

@@ -20,10 +20,9 @@ from torch.nn import functional as F
 
 from dss.networks.brought import OutputTaken
 from dss.networks.samples import Tree, arguments_of
-from dss.networks.units import BATCH_NORMS, CONVOLUTIONS, ELEMENTWISE, POOLINGS
+from dss.networks.units import BATCH_NORMS, CONVOLUTIONS, ELEMENTWISE, KEEP_SCALE, POOLINGS
 
-# Layers and functions of one value each that let a positive factor through, and those that do not.
-HOMOGENEOUS = (nn.Identity, nn.ReLU, nn.LeakyReLU, nn.PReLU)
+# Functions of one value each that let a positive factor through, and those that do not.
 LET_THROUGH = {F.relu, torch.relu, F.leaky_relu, F.dropout, operator.neg, torch.neg, torch.abs}
 LET_THROUGH |= {"relu", "relu_", "contiguous", "clone", "float", "double", "abs", "neg"}
 ONE_BY_ONE = {torch.tanh, F.tanh, torch.sigmoid, F.sigmoid, F.gelu, F.silu, F.elu, F.softplus}
@@ -35,6 +34,9 @@ QUOTIENTS = {operator.truediv, torch.div, "div"}
 REDUCTIONS = {torch.mean, torch.sum, torch.amax, "mean", "sum", "amax"}
 JOINED = {torch.cat, torch.concat}
 FLATTENED = {torch.flatten, "flatten", "view", "reshape", torch.reshape}
+# Keywords of functions that are read here, or change nothing.
+READ = {"dim", "keepdim", "inplace", "negative_slope", "training", "p", "approximate", "dtype"}
+READ |= {"start_dim", "end_dim", "mode", "value", "alpha", "kernel_size", "stride", "padding"}
 POOLED = {F.max_pool1d, F.avg_pool1d, F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d}
 
 
@@ -54,7 +56,7 @@ class Axis(NamedTuple):
         return Axis(self.units[index], self.scales[index])
 
 
-class Place(NamedTuple):
+class UnitAxis(NamedTuple):
     """A dimension of a parameter.
 
     Attributes:
@@ -84,7 +86,7 @@ class Symmetries:
 
     groups: list[Tensor]
     scales: Tensor
-    places: list[Place]
+    places: list[UnitAxis]
 
 
 class Classes:
@@ -134,7 +136,7 @@ def symmetries_of(module: nn.Module, x: Tree) -> Symmetries:
     with torch.no_grad():
         follower.run(*arguments)
     found = follower.symmetries()
-    if not found.groups:
+    if not found.groups and not len(found.scales):
         raise ValueError(f"no hidden unit of {type(module).__name__} is known to be free")
     return found
 
@@ -162,7 +164,7 @@ class Follower(fx.Interpreter):
         super().__init__(graph)
         self.names = names
         self.units, self.scales = Classes(), Classes()
-        self.places: dict[tuple[str, int], Place] = {}
+        self.places: dict[tuple[str, int], UnitAxis] = {}
         self.axes: dict[fx.Node, list[Axis] | None] = {}
         self.values: dict[fx.Node, Tensor] | None = None  # a dict keeps them
 
@@ -227,7 +229,7 @@ class Follower(fx.Interpreter):
             if before.power != power:
                 self._fix_scale([axis])
         else:
-            self.places[name, dim] = Place(name, dim, axis, power)
+            self.places[name, dim] = UnitAxis(name, dim, axis, power)
 
     def _fix_unless_read(self, node: fx.Node) -> None:
         """Fix what goes into the output, or into what gives no tensor, but for sizes."""
@@ -251,6 +253,10 @@ class Follower(fx.Interpreter):
             found = self._layer(self.module.get_submodule(node.target), axes[0], value)
         elif node.op != "call_module":
             found = self._function(node, axes, value)
+        if found is None and node.op == "call_module":
+            for p in self.module.get_submodule(node.target).parameters():
+                for dim, axis in enumerate(fixed(p.shape)):
+                    self._place(p, dim, axis, 0)
         if found is None or [len(axis.units) for axis in found] != list(value.shape):
             for source in node.all_input_nodes:
                 self._fix(self.axes[source] or [])
@@ -264,7 +270,7 @@ class Follower(fx.Interpreter):
         name = self.names[id(value)]
         for dim, n in enumerate(value.shape):
             if (name, dim) not in self.places:
-                self.places[name, dim] = Place(name, dim, self._fresh(n), 1)
+                self.places[name, dim] = UnitAxis(name, dim, self._fresh(n), 1)
         axes = [self.places[name, dim].axis for dim in range(value.dim())]
         if any(self.places[name, dim].power != 1 for dim in range(value.dim())):
             self._fix_scale(axes)
@@ -276,12 +282,14 @@ class Follower(fx.Interpreter):
             self._fix(x[:-1])
             return [*x[:-1], self._affine(layer, x[-1])]
         if kind in CONVOLUTIONS and layer.groups == 1:
+            self._fix(x[2:])
             return [x[0], self._affine(layer, x[1]), *fixed(value.shape[2:])]
         if kind in CONVOLUTIONS and layer.groups == layer.in_channels == layer.out_channels:
+            self._fix(x[2:])
             self._place(layer.weight, 0, x[1], 0)
             self._place(layer.bias, 0, x[1], 1)
             return [x[0], x[1], *fixed(value.shape[2:])]
-        if kind is nn.Embedding:
+        if kind is nn.Embedding and layer.max_norm is None:
             axis = self._fresh(layer.embedding_dim)
             self._place(layer.weight, 1, axis, 1)
             return [*x, axis]
@@ -294,14 +302,14 @@ class Follower(fx.Interpreter):
         if kind is nn.Flatten:
             return self._flattened(x, layer.start_dim, layer.end_dim)
         if kind in POOLINGS:
-            return self._pooled(x, value)
+            return self._pooled(x, value, kind.__name__)
         if kind is nn.PReLU and layer.num_parameters > 1:
             self._place(layer.weight, 0, x[1], 0)
         is_off = isinstance(layer, nn.modules.dropout._DropoutNd) and not (
             layer.training and layer.p
         )
         if kind in ELEMENTWISE or is_off:
-            if not (kind in HOMOGENEOUS or is_off):
+            if not (kind in KEEP_SCALE or is_off):
                 self._fix_scale(x)
             return x
         return None
@@ -324,10 +332,11 @@ class Follower(fx.Interpreter):
         self._place(layer.bias, 0, axis, 1)
         return [*x[:dim], self.places[self.names[id(layer.weight)], 0].axis, *x[dim + 1 :]]
 
-    def _pooled(self, x: list[Axis], value: Tensor) -> list[Axis]:
-        n_lead = 2 if value.dim() == len(x) else 1
-        self._fix(x[n_lead:])
-        return [*x[:n_lead], *fixed(value.shape[n_lead:])]
+    def _pooled(self, x: list[Axis], value: Tensor, name: str) -> list[Axis]:
+        """What pooling gives over the last one, two or three dimensions, as its name says."""
+        n_dims = next(n for n in (1, 2, 3) if f"{n}d" in name.lower())
+        self._fix(x[-n_dims:])
+        return [*x[:-n_dims], *fixed(value.shape[-n_dims:])]
 
     def _flattened(self, x: list[Axis], begin: int, end: int) -> list[Axis]:
         begin, end = begin % len(x), end % len(x)
@@ -338,9 +347,11 @@ class Follower(fx.Interpreter):
 
     def _function(self, node: fx.Node, axes: list, value: Tensor) -> list[Axis] | None:
         target, x = node.target, axes[0] if axes else None
+        if any(isinstance(v, fx.Node) for v in node.kwargs.values()) or set(node.kwargs) - READ:
+            return None
         if target in JOINED:
             return self._concatenated(node)
-        if x is None or any(isinstance(v, fx.Node) for v in node.kwargs.values()):
+        if x is None or len(node.args) == 0:
             return None
         if target in LET_THROUGH and not (target is F.dropout and _acts(node)):
             return x
@@ -354,8 +365,8 @@ class Follower(fx.Interpreter):
         if target in FLATTENED:
             return self._reshaped(node, x, value)
         if target in POOLED:
-            return self._pooled(x, value)
-        if target in (torch.permute, "permute", torch.transpose, "transpose"):
+            return self._pooled(x, value, target.__name__)
+        if target in (torch.permute, "permute", torch.transpose, "transpose") and node.args[1:]:
             return self._permuted(node, x)
         if target is F.pad:
             return self._padded(node, x)
@@ -371,7 +382,8 @@ class Follower(fx.Interpreter):
     def _of_two(self, node: fx.Node, axes: list, value: Tensor) -> list[Axis]:
         """Sums and products of two values, or of one and a number."""
         if len(axes) == 1:
-            is_number = not isinstance(node.args[0], fx.Node)
+            first = node.args[0]
+            is_number = not isinstance(first, fx.Node) or self.axes[first] is None
             if node.target in SUMS or (is_number and node.target in QUOTIENTS):
                 self._fix_scale(axes[0])
             return axes[0]
@@ -389,7 +401,12 @@ class Follower(fx.Interpreter):
         return found
 
     def _concatenated(self, node: fx.Node) -> list[Axis] | None:
-        parts = [self.axes[source] for source in node.args[0]]
+        sources = node.args[0] if node.args else None
+        if not isinstance(sources, tuple | list) or not all(
+            isinstance(source, fx.Node) and self.axes[source] for source in sources
+        ):
+            return None
+        parts = [self.axes[source] for source in sources]
         dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
         dim %= len(parts[0])
         found = list(parts[0])
@@ -439,8 +456,8 @@ class Follower(fx.Interpreter):
             return None
         index += (slice(None),) * (len(x) - len(index))
         for axis, i in zip(x, index, strict=True):
-            if isinstance(i, int):
-                self._fix([axis])
+            if i != slice(None):
+                self._fix([axis])  # those that are left out are not like the others
         return [a.at(i) for a, i in zip(x, index, strict=True) if isinstance(i, slice)]
 
     def _padded(self, node: fx.Node, x: list[Axis]) -> list[Axis] | None:

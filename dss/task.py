@@ -152,6 +152,7 @@ class Task:
 
         A network with parameters that no `reset_parameters` draws gives itself, a little disturbed.
         """
+        self.budget.check_room(n, "n", self.dtype)
         try:
             return self.init(n, generator)
         except ValueError:
@@ -601,7 +602,7 @@ class Task:
             module, loss, train, test, metric, batch_size, eval_chunk, trainable, output
         )
         if augment is not None:
-            check_augment(augment, fields["splits"]["train"], fields["device"])
+            check_augment(augment, fields["splits"]["train"], fields["device"], fields["dtype"])
         fields |= {} if init is None else {"init_function": init}
         fields |= {} if name is None else {"name": name}
         return cls(**fields, augment=augment, settings=dict(settings or {})).to(fields["device"])

@@ -506,3 +506,12 @@ def test_a_list_of_samples_is_no_pair():
     for given in (samples, samples[:2]):
         with pytest.raises(TypeError, match="a pair .x, y. of tensors is needed"):
             dss.Task.from_module(mlp(), "cross_entropy", given, (X, Y))
+
+
+def test_augment_is_tried_in_the_dtype_of_the_network():
+    turn = torch.eye(4, dtype=torch.float64)
+    x = X.double()
+    task = dss.Task.from_module(
+        mlp().double(), "cross_entropy", (x, Y), (x, Y), augment=lambda x: x @ turn
+    )
+    assert task.gradients(task.init(1))[1].isfinite().all()

@@ -105,7 +105,7 @@ def rescaled(found: Symmetries, weights: Weights, factors: Tensor) -> Weights:
 
 def _at_scales(found: Symmetries, place: UnitAxis, factors: Tensor) -> Tensor:
     """The factor of each value along a dimension; 1 where it takes none."""
-    every = factors.new_ones(1 + max([0, *found.scales.tolist(), *place.axis.scales.tolist()]))
+    every = factors.new_ones(1 + int(found.scales.max()) if len(factors) else 1)
     every[found.scales] = factors
     return every[place.axis.scales]
 
@@ -122,8 +122,7 @@ def balancing(found: Symmetries, weights: Weights) -> Tensor:
         for place in found.places:
             if place.power:
                 squares = _flat(weights[place.name], place.dim).pow(2).sum(dim=1)
-                known = place.axis.scales <= scales.max()
-                sides[int(place.power < 0)].index_add_(0, place.axis.scales[known], squares[known])
+                sides[int(place.power < 0)].index_add_(0, place.axis.scales, squares)
         ratio = (sides[1] / sides[0])[scales]
         factors = torch.where((ratio > 0) & ratio.isfinite(), ratio, 1.0) ** 0.125
         weights, total = rescaled(found, weights, factors), total * factors
@@ -172,29 +171,20 @@ def _agreement(found: Symmetries, first: Weights, second: Weights, orders: Order
 
 
 def _swept(found: Symmetries, first: Weights, second: Weights, orders: Orders, generator) -> Orders:
-    """Match one group after the other, the others held, until none changes."""
-    sides = [
-        len({u.name for u in found.places if g in u.rows}) < sum(g in u.rows for u in found.places)
-        for g in range(len(orders))
-    ]
+    """Match one group after the other, the others held, until none raises the inner product.
+
+    A matching is the best one where units stand on one side of each matrix; where they stand on
+    both, the gains hold one side at its old order, and a matching that lowers the product is left.
+    """
+    agreement = _agreement(found, first, second, orders)
     for _ in range(MOST_SWEEPS):
         changed = False
         for group in torch.randperm(len(orders), generator=generator).tolist():
-            gains, rows = (
-                _gains(found, group, first, second, orders),
-                torch.arange(len(orders[group])),
-            )
-            best = matched(gains)
-            gain = float((gains[rows, best] - gains[rows, orders[group]]).sum())
-            if gain > 1e-12 * float(gains.abs().max()) * len(rows):
-                tried = [*orders[:group], best, *orders[group + 1 :]]
-                # Where units stand on both sides of a matrix, gains hold one side at its old order.
-                both = sides[group] and not (
-                    _agreement(found, first, second, tried)
-                    > _agreement(found, first, second, orders)
-                )
-                if not both:
-                    orders, changed = tried, True
+            best = matched(_gains(found, group, first, second, orders))
+            tried = [*orders[:group], best, *orders[group + 1 :]]
+            raised = _agreement(found, first, second, tried)
+            if raised > agreement + 1e-12 * abs(agreement):
+                orders, agreement, changed = tried, raised, True
         if not changed:
             break
     return orders

@@ -134,7 +134,8 @@ def check_module(
                 "track_running_stats=False; in a frozen part (trainable='requires_grad') call "
                 "eval() first, and they are constants"
             )
-        if eval_chunk is not None and is_norm and not keeps and _mixes_samples(layer):
+        mixes_samples = isinstance(layer, nn.modules.batchnorm._BatchNorm) and not keeps
+        if eval_chunk is not None and mixes_samples:
             raise ValueError(
                 f"{where} takes its statistics from the batch, which eval_chunk={eval_chunk} would "
                 "change; leave eval_chunk out, or use dss.batch_statistics(module, x)"
@@ -147,10 +148,6 @@ def check_module(
                 f"{where} has active dropout with p={p}, which makes gamma noisy; call "
                 "module.eval() first, or set p=0"
             )
-
-
-def _mixes_samples(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.modules.batchnorm._BatchNorm)
 
 
 def _check_tensors(module: nn.Module) -> None:
@@ -475,8 +472,8 @@ def check_is_mean(
     size = size_of(sample)
     refusal = f"eval_chunk is {parts}, but the metric is no mean over samples"
     advice = (
-        "leave eval_chunk out, or give a mean (of class weights: (w[y] * F.cross_entropy(output, "
-        "y, reduction='none')).mean(); of labels that are ignored: leave them out of the sample)"
+        "leave eval_chunk out (a dataset is read in parts all the same), or give a mean (of class "
+        "weights: (w[y] * F.cross_entropy(output, y, reduction='none')).mean(); of labels that are ignored: leave them out of the sample)"
     )
     index = torch.linspace(0, size - 1, min(MANY, size)).long()
     if not isinstance(sample, Streamed) and _is(sample[1]) and not sample[1].is_floating_point():

@@ -62,7 +62,8 @@ def drawn_by(factory: Callable, is_trainable: Callable[[nn.Parameter], bool]) ->
         if n > 1 and torch.equal(rows[0], rows[1]):
             raise ValueError(
                 f"{short(factory)} makes the same network again and again, whatever the seed; it "
-                "must draw from the global generator of torch, NumPy or Python, and not seed it"
+                "must draw from the global generator of torch, NumPy or Python, and not seed it; "
+                "or pass init="
             )
         return torch.stack(rows)
 

@@ -190,13 +190,15 @@ def opened(split: str, given) -> tuple[Sample, int | None]:
     return tuple(given), batch_size
 
 
-def check_augment(augment: Callable, sample: Sample, device: torch.device) -> None:
+def check_augment(
+    augment: Callable, sample: Sample, device: torch.device, dtype: torch.dtype
+) -> None:
     """Try on two samples what changes the inputs of training batches.
 
     Raises:
         ValueError: it fails, or gives no such inputs, or another number of them.
     """
-    x, _ = part_of(sample, slice(0, 2), torch.float32)
+    x, _ = part_of(sample, slice(0, 2), dtype)
     x = tree_map(torch.clone, x)
     n = len(tree_leaves(x)[0])
     try:

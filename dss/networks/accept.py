@@ -473,7 +473,8 @@ def check_is_mean(
     refusal = f"eval_chunk is {parts}, but the metric is no mean over samples"
     advice = (
         "leave eval_chunk out (a dataset is read in parts all the same), or give a mean (of class "
-        "weights: (w[y] * F.cross_entropy(output, y, reduction='none')).mean(); of labels that are ignored: leave them out of the sample)"
+        "weights: (w[y] * F.cross_entropy(output, y, reduction='none')).mean(); of labels that "
+        "are ignored: leave them out of the sample)"
     )
     index = torch.linspace(0, size - 1, min(MANY, size)).long()
     if not isinstance(sample, Streamed) and _is(sample[1]) and not sample[1].is_floating_point():

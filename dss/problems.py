@@ -1,12 +1,15 @@
 """Landscapes whose answer is known exactly: for tests, 01_definitions and the page by hand."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from dss.task import Landscape
+from dss.checks import check_generator, check_number, check_whole
+from dss.networks.architectures import mlp
+from dss.task import Landscape, Task
 from dss.tasks import landscape
 
 
@@ -78,3 +81,46 @@ PROBLEMS = {
         "two valleys on a plateau of height 1, where the gradient is exactly 0",
     ),
 }  # fmt: skip
+
+
+def clusters(
+    sigma: float,
+    hidden: int = 2,
+    n_samples: int = 256,
+    generator: torch.Generator | None = None,
+) -> Task:
+    """Two round Gaussian clusters in the plane, each with a target along an axis of its own.
+
+    The means are (1, -1) and (-1, 1).  The target is the first coordinate of a sample of the first
+    cluster, the second of one of the second, centred and over sigma, so that its variance is 1.
+    The samples are centred and whitened cluster by cluster.
+
+    With two hidden units and no kink inside a cluster, no path between a network and the one with
+    its units swapped stays below one half: `det W_1` changes its sign, and where it is zero the
+    output depends on one projection of the plane.
+
+    Args:
+        sigma: standard deviation of both clusters, > 0.
+        hidden: units of the one hidden layer.
+        n_samples: even; the same are trained on and evaluated.
+        generator: CPU generator of the samples; a new one with seed 0 by default.
+
+    Returns:
+        The task in float64, with the mean squared error.
+
+    Raises:
+        TypeError, ValueError: an argument out of range.
+    """
+    sigma = check_number(sigma, "sigma", lambda v: 0 < v < math.inf, "> 0")
+    hidden = check_whole(hidden, "hidden", 1)
+    half = check_whole(n_samples, "n_samples", 6) // 2
+    xi = torch.randn(2, half, 2, dtype=torch.float64, generator=check_generator(generator))
+    xi = xi - xi.mean(dim=1, keepdim=True)
+    factor = torch.linalg.cholesky(xi.transpose(1, 2) @ xi / half)
+    xi = torch.linalg.solve_triangular(factor, xi.transpose(1, 2), upper=False)  # (2, 2, n / 2)
+    means = torch.tensor([[[1.0], [-1.0]], [[-1.0], [1.0]]], dtype=torch.float64)
+    x, y = means + sigma * xi, torch.stack([xi[0, 0], xi[1, 1]])
+    sample = x.transpose(1, 2).reshape(2 * half, 2), y.reshape(2 * half, 1)
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = mlp([2, hidden, 1]).double()
+    return Task.from_module(module, "mse", sample, sample, name=f"clusters {sigma:g}")

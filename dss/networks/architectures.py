@@ -18,24 +18,24 @@ def mlp(widths: list[int], activation: str = "relu", bias: bool = True) -> nn.Se
     return nn.Sequential(*[m for layer in layers[:-1] for m in (layer, act())], layers[-1])
 
 
-def image_mlp(side: int) -> nn.Sequential:
-    """The fully connected network for images of side x side pixels: two hidden layers of 32."""
-    return nn.Sequential(nn.Flatten(), *mlp([side * side, 32, 32, 10]))
+def image_mlp(side: int, width: int = 32) -> nn.Sequential:
+    """The fully connected network for images of side x side pixels: two hidden layers."""
+    return nn.Sequential(nn.Flatten(), *mlp([side * side, width, width, 10]))
 
 
-def small_cnn(side: int, n_channels: int = 1) -> nn.Sequential:
-    """Two convolutions 5x5 with 8 channels and stride 2, and a linear layer to 10 classes."""
+def small_cnn(side: int, n_channels: int = 1, width: int = 8) -> nn.Sequential:
+    """Two convolutions 5x5 with `width` channels and stride 2, a linear layer to 10 classes."""
 
     def halve(n: int) -> int:
         return (n - 5 + 2 * 2) // 2 + 1
 
     return nn.Sequential(
-        nn.Conv2d(n_channels, 8, 5, stride=2, padding=2),
+        nn.Conv2d(n_channels, width, 5, stride=2, padding=2),
         nn.ReLU(),
-        nn.Conv2d(8, 8, 5, stride=2, padding=2),
+        nn.Conv2d(width, width, 5, stride=2, padding=2),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(8 * halve(halve(side)) ** 2, 10),
+        nn.Linear(width * halve(halve(side)) ** 2, 10),
     )
 
 

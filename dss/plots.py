@@ -591,6 +591,14 @@ def _plain_ticks(axis, steps: Sequence[int]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def few_ticks(axis: Axes, values: Sequence[float]) -> None:
+    """Ticks of a horizontal axis at given values, or at the two outer ones where they are many."""
+    values = sorted(values)
+    values = values if len(values) <= 3 else [values[0], values[-1]]
+    axis.set_xticks(values, [f"{value:g}" for value in values])
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
 def mark(
     figure: Figure,
     value: float,

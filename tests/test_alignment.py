@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dss
-from dss.geometry import align, alignment
+from dss.geometry import align, alignment, shuffled
 from dss.geometry.alignment import balancing, permuted, rescaled
 from dss.networks.architectures import densenet, resnet
 from dss.networks.sequences import WordGPT, WordLSTM
@@ -95,14 +95,7 @@ def task_of(kind):
 
 def moved(task, theta, generator):
     """The same network with its units in random orders, with random factors."""
-    task = task.to(dtype=torch.float64)
-    x = task.splits["test"][0]
-    found, shapes = symmetries_of(task.module, x[:2]), shapes_of(task.module)
-    orders = [torch.randperm(len(group), generator=generator) for group in found.groups]
-    factors = torch.randn(len(found.scales), generator=generator, dtype=torch.float64).exp()
-    weights = unflatten(theta.double(), shapes)
-    weights = rescaled(found, permuted(found, weights, orders), factors)
-    return torch.cat([weights[name].reshape(-1) for name in shapes])
+    return shuffled(task.to(dtype=torch.float64), theta.double(), generator, spread=1.0)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -377,3 +370,21 @@ def test_bad_arguments_are_refused_by_name():
         given = {"theta_1": one, "theta_2": two} | given
         with pytest.raises(error, match=said):
             align(task, given.pop("theta_1"), given.pop("theta_2"), **given)
+
+
+def test_a_shuffled_copy_has_the_same_outputs_and_the_same_numbers(seeded):
+    task = dss.digits("mlp", n_eval=50)
+    theta = task.init(1, seeded(3))[0]
+    copy = shuffled(task, theta, seeded(4))
+    assert not torch.equal(copy, theta) and copy.dtype == theta.dtype
+    assert torch.equal(copy.sort().values, theta.sort().values), "an order, no factors"
+    outputs = task.outputs(torch.stack([theta, copy]), task.splits["test"][0])
+    assert torch.allclose(*outputs, atol=1e-5)
+    scaled = shuffled(task, theta, seeded(4), spread=0.5)
+    assert not torch.allclose(scaled.sort().values, theta.sort().values)
+    assert torch.equal(copy, shuffled(task, theta, seeded(4))), "the generator decides"
+    for spread, error in ((-1, ValueError), ("wide", TypeError)):
+        with pytest.raises(error, match="spread"):
+            shuffled(task, theta, spread=spread)
+    with pytest.raises(ValueError, match="no hidden units"):
+        shuffled(dss.landscape(lambda v: (v**2).sum(-1), 2), torch.zeros(2, dtype=torch.float64))

@@ -67,7 +67,7 @@ FLOORS = [
     {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
     {"geometry.passes", "geometry.curvature", "geometry.alignment"},
-    {"studies", "problems", "geometry"},
+    {"studies", "problems", "geometry", "geometry.pictures"},
     {"commands"},
     {"__main__", ""},
 ]

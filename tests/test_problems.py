@@ -8,7 +8,8 @@ import torch
 
 import dss
 from dss.geometry.passes import Gamma_on_grid
-from dss.problems import PROBLEMS
+from dss.problems import PROBLEMS, clusters
+from dss.theta import permute_units
 
 FLAT = [name for name, problem in PROBLEMS.items() if len(problem.theta_1) == 2]
 
@@ -72,3 +73,29 @@ def test_a_pass_by_hand():
 def test_a_cell_outside_or_a_loss_that_is_none_is_refused(loss, cell, message):
     with pytest.raises(ValueError, match=message):
         Gamma_on_grid(loss, (0, 0), cell)
+
+
+def test_two_clusters_are_whitened_and_swapped_units_meet_one_half(seeded):
+    task = clusters(0.3, generator=seeded(1))
+    x, y = task.splits["test"]
+    assert x.shape == (256, 2) and y.shape == (256, 1) and x.dtype == torch.float64
+    assert float(y.mean()) == pytest.approx(0, abs=1e-12)
+    assert float((y**2).mean()) == pytest.approx(1)
+    for cluster, mean in zip(x.view(2, 128, 2), ([1, -1], [-1, 1]), strict=True):
+        assert cluster.mean(dim=0).tolist() == pytest.approx(mean)
+        covariance = (cluster - cluster.mean(dim=0)).T @ (cluster - cluster.mean(dim=0)) / 128
+        assert torch.allclose(covariance, 0.09 * torch.eye(2, dtype=torch.float64))
+    trained = dss.train_to(task, task.init(16, seeded(2)), 0.2, optimizer="adam", lr=0.01)
+    theta = trained.thetas[trained.reached][0]
+    swapped = permute_units(task.module, theta, [1, 0])
+    string = dss.find_string(task, theta, swapped, 0.4, method="averaged", max_depth=4)
+    assert not string.connected, "no path stays below one half, but for kinks"
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [({"sigma": 0}, "sigma"), ({"hidden": 0}, "hidden"), ({"n_samples": 5}, "n_samples")],
+)
+def test_clusters_that_are_none_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        clusters(**{"sigma": 0.3} | given)

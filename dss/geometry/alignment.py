@@ -5,7 +5,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from dss.checks import check_generator, check_theta, check_whole, lookup
+from dss.checks import check_generator, check_number, check_theta, check_whole, lookup
 from dss.networks.modes import in_usual_mode
 from dss.networks.samples import arguments_of, part_of, rows_of
 from dss.networks.symmetry import (
@@ -68,25 +68,69 @@ def align(
     theta_1, theta_2 = thetas_of(task, theta_1=theta_1, theta_2=theta_2)
     for name, theta in (("theta_1", theta_1), ("theta_2", theta_2)):
         check_theta(theta, name, (task.n_params,), finite=True)
-    if isinstance(task, Landscape):
-        raise ValueError(f"{task.name} is an explicit function of theta; it has no hidden units")
     method = lookup({"weights": _by_weights, "activations": _by_activations}, method, "method")
     n_starts, generator = check_whole(n_starts, "n_starts", 1), check_generator(generator)
-    dtype = theta_2.dtype
-    double = task.to("cpu", torch.float64)
-    x, _ = part_of(double.splits["test"], slice(0, LOOKED_AT), torch.float64)
-    found = symmetries_of(double.module, rows_of(x, slice(0, 2)))
-    shapes = shapes_of(double.module)
-    first, second = (
-        dict(unflatten(theta.detach().cpu().double(), shapes)) for theta in (theta_1, theta_2)
-    )
+    double, found, x = _symmetries(task)
+    first, second = (_weights(double, theta) for theta in (theta_1, theta_2))
     factors = balancing(found, first)
     balanced = rescaled(found, first, factors), rescaled(found, second, balancing(found, second))
     orders = method(double, found, *balanced, x, n_starts, generator)
     moved = rescaled(found, permuted(found, balanced[1], orders), 1 / factors)
-    theta = torch.cat([moved[name].reshape(-1) for name in shapes])
-    _check_same(double, theta_2.detach().cpu().double(), theta, x)
-    return theta.to(task.device, dtype)
+    return _checked(task, double, theta_2, moved, x)
+
+
+@in_usual_mode
+def shuffled(
+    task: Task,
+    theta: Tensor | Network,
+    generator: torch.Generator | None = None,
+    spread: float = 0.0,
+) -> Tensor:
+    """A copy of a network with the same outputs, whose hidden units stand in a random order.
+
+    Args:
+        task: of the network.
+        theta: `(P,)`, or what `task.theta` takes.
+        generator: CPU generator of the order; a new one with seed 0 by default.
+        spread: where only functions like ReLU act on a unit, it also takes a factor, whose
+            logarithm has this standard deviation.
+
+    Returns:
+        theta `(P,)` in its dtype, on the task's device.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as in `align`; ValueError for a spread < 0.
+    """
+    check_task(task)
+    (theta,) = thetas_of(task, theta=theta)
+    check_theta(theta, "theta", (task.n_params,), finite=True)
+    generator = check_generator(generator)
+    spread = check_number(spread, "spread", lambda v: 0 <= v < 10, "in [0, 10)")
+    double, found, x = _symmetries(task)
+    orders = [torch.randperm(len(group), generator=generator) for group in found.groups]
+    logs = torch.randn(len(found.scales), generator=generator, dtype=torch.float64)
+    moved = permuted(found, _weights(double, theta), orders)
+    return _checked(task, double, theta, rescaled(found, moved, (spread * logs).exp()), x)
+
+
+def _symmetries(task: Task) -> tuple[Task, Symmetries, Tensor]:
+    """The task in float64 on the CPU, what may move in it, and a few samples."""
+    if isinstance(task, Landscape):
+        raise ValueError(f"{task.name} is an explicit function of theta; it has no hidden units")
+    double = task.to("cpu", torch.float64)
+    x, _ = part_of(double.splits["test"], slice(0, LOOKED_AT), torch.float64)
+    return double, symmetries_of(double.module, rows_of(x, slice(0, 2))), x
+
+
+def _weights(double: Task, theta: Tensor) -> "Weights":
+    return dict(unflatten(theta.detach().cpu().double(), shapes_of(double.module)))
+
+
+def _checked(task: Task, double: Task, before: Tensor, weights: "Weights", x) -> Tensor:
+    """Weights as theta `(P,)`; RuntimeError where the outputs are not those of the one before."""
+    theta = torch.cat([weights[name].reshape(-1) for name in shapes_of(double.module)])
+    _check_same(double, before.detach().cpu().double(), theta, x)
+    return theta.to(task.device, before.dtype)
 
 
 Weights = dict[str, Tensor]  # the parameters of a network, by name

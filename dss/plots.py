@@ -123,7 +123,7 @@ def means(
             _log_x_of_means(axis, table[x])
         if column in log and _all_positive(table[column]):
             axis.set_yscale("log")
-            _plain_ticks(axis.yaxis, (1, 2, 5))
+            plain_ticks(axis.yaxis, (1, 2, 5))
         if table[column].isna().all():
             axis.set_yticks([])
             _say(axis, "nothing was measured")
@@ -161,7 +161,7 @@ def _means_line(
 def _log_x_of_means(axis: Axes, values: "pd.Series") -> None:
     """A logarithmic axis whose ticks are the values themselves where these are few."""
     axis.set_xscale("log")
-    _plain_ticks(axis.xaxis, (1, 2, 5) if values.max() < 20 * values.min() else (1,))
+    plain_ticks(axis.xaxis, (1, 2, 5) if values.max() < 20 * values.min() else (1,))
     distinct = np.sort(values.unique())
     if len(distinct) <= 4 and (np.diff(np.log(distinct)) > 0.03).all():  # not side by side
         axis.set_xticks(distinct)
@@ -220,10 +220,10 @@ def curves(
         axis.annotate("$L_0$", (1.01, L0), xycoords=("axes fraction", "data"), va="center")
     if log_y and _all_positive(table[y]):
         axis.set_yscale("log")
-        _plain_ticks(axis.yaxis, (1, 2, 5) if table[y].max() < 100 * table[y].min() else (1,))
+        plain_ticks(axis.yaxis, (1, 2, 5) if table[y].max() < 100 * table[y].min() else (1,))
     if log_x and _all_positive(table[x]):
         axis.set_xscale("log")
-        _plain_ticks(axis.xaxis, (1, 2, 5) if table[x].max() < 20 * table[x].min() else (1,))
+        plain_ticks(axis.xaxis, (1, 2, 5) if table[x].max() < 20 * table[x].min() else (1,))
     axis.set(xlabel=x_label, ylabel=y_label)
     figure.legend(loc="outside upper center", ncols=2)
     return figure
@@ -350,7 +350,7 @@ def envelopes(
             axis.set_title(name)
         if log_y:
             axis.set_yscale("log")
-            _plain_ticks(axis.yaxis, [1, 3])
+            plain_ticks(axis.yaxis, [1, 3])
     for axis in axes[-1]:
         axis.set_xlabel("position on the segment $t$")
     for axis in axes[:, 0]:
@@ -470,7 +470,7 @@ def string_2d(
         axis.set_axis_off()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     bar = figure.colorbar(drawn, ax=axes, shrink=0.8, label="$L / L_0$")
-    _plain_ticks(bar.ax.yaxis, (1, 2, 5) if top < 20 else (1, 3))
+    plain_ticks(bar.ax.yaxis, (1, 2, 5) if top < 20 else (1, 3))
     return figure
 
 
@@ -584,7 +584,7 @@ class _LogTicks(LogLocator):
         return ticks if inside.any() else LogLocator(numticks=6).tick_values(vmin, vmax)
 
 
-def _plain_ticks(axis, steps: Sequence[int]) -> None:
+def plain_ticks(axis, steps: Sequence[int]) -> None:
     """Label a logarithmic axis 0.1, 0.2, 0.5, 1 and not 2 x 10^-1."""
     axis.set_major_locator(_LogTicks(subs=steps))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

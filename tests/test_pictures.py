@@ -48,7 +48,8 @@ def test_a_map_has_the_heights_in_the_order_of_the_tree(wells):
     figure = pictures.height_map(wells, "height")
     meshes = [c.get_array() for axis in figure.axes for c in axis.collections]
     (mesh,) = [values for values in meshes if values is not None and values.size == 9]
-    assert np.sort(mesh.ravel()) == pytest.approx(np.sort(wells.heights.ravel()))
+    values = np.sort(mesh.ravel()).tolist()
+    assert values == pytest.approx(np.sort(wells.heights.ravel()).tolist())
     plots.plt.close(figure)
 
 

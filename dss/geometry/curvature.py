@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from dss.checks import check_generator, check_number, check_theta, check_whole, lookup
+from dss.checks import (
+    check_flag,
+    check_generator,
+    check_number,
+    check_theta,
+    check_whole,
+    lookup,
+)
 from dss.networks.modes import in_usual_mode
 from dss.networks.samples import arguments_of, part_of, size_of
 from dss.task import Landscape, Network, Task, check_task, thetas_of
@@ -53,6 +60,11 @@ class Spectrum:
         """Directions in which the loss curves down; at least so many, see `index_is_known`."""
         return int((self.eigenvalues < -self.rounding).sum())
 
+    def index_beyond(self, share: float) -> int:
+        """Directions in which it curves down by more than a share of the largest |eigenvalue|."""
+        share = check_number(share, "share", lambda v: 0 <= v < 1, "in [0, 1)")
+        return int((self.eigenvalues < -share * np.abs(self.eigenvalues).max()).sum())
+
     @property
     def index_is_known(self) -> bool:
         """Whether an eigenvalue that is not negative was found next to the negative ones."""
@@ -80,6 +92,7 @@ def spectrum(
     chunk: int | None = None,
     n_probes: int = N_PROBES,
     tolerance: float = 1e-6,
+    relative: bool = False,
     generator: torch.Generator | None = None,
 ) -> Spectrum:
     """The Hessian of the training loss at a network, of which gamma is made, by its eigenvalues.
@@ -97,6 +110,8 @@ def spectrum(
             `eval_chunk`, or all.
         n_probes: random vectors for the trace.
         tolerance: relative accuracy of Lanczos' eigenvalues.
+        relative: of `theta_i H_ij theta_j` in place of `H_ij`: curvature per relative change of
+            each parameter.  Factors that a ReLU unit's weights may take do not change it.
         generator: CPU generator of the random vectors; a new one with seed 0 by default.
 
     Returns:
@@ -108,7 +123,8 @@ def spectrum(
         RuntimeError: the loss cannot be differentiated twice, or Lanczos does not converge.
         ImportError: scipy is not installed; it comes with the extra `notebooks`.
 
-    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989).
+    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989); why
+    relative: Dinh et al., Sharp minima can generalize for deep nets (2017).
     """
     check_task(task)
     (theta,) = thetas_of(task, theta=theta)
@@ -125,12 +141,18 @@ def spectrum(
     generator = check_generator(generator)
     parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
     theta = theta.double()
+    scales = theta if check_flag(relative, "relative") else torch.ones_like(theta)
     loss, gradient = _slope(parts, theta)
     if k is None or 2 * k >= n_params - 1:  # ARPACK wants fewer than P
-        eigenvalues = torch.linalg.eigvalsh(_hessian(parts, theta)).cpu().numpy()
+        hessian = scales[:, None] * _hessian(parts, theta) * scales
+        eigenvalues = torch.linalg.eigvalsh(hessian).cpu().numpy()
         trace, trace_error = float(eigenvalues.sum()), 0.0
     else:
-        apply = _products(parts, theta)
+        plain, scales = _products(parts, theta), scales.cpu()
+
+        def apply(vector: Tensor) -> Tensor:
+            return scales * plain(scales * vector)
+
         trace, trace_error = _trace(apply, n_params, n_probes, generator)
         eigenvalues = _ends_of(apply, n_params, k, tolerance, generator)
     scale = float(np.abs(eigenvalues).max(initial=0.0))
@@ -144,6 +166,93 @@ def spectrum(
         trace_error=trace_error,
         n_params=n_params,
         rounding=rounding,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class CriticalPoint:
+    """Where a descent of the gradient's norm ends.
+
+    Attributes:
+        theta: `(P,)` float64.
+        loss, gradient_norm: of the training loss there.
+        converged: whether the gradient is as small as was asked for; else it is a point where the
+            norm of the gradient is least nearby, and no critical point.
+        distance: from where the descent began, Euclidean.
+        n_steps: Hessians that it took.
+    """
+
+    theta: Tensor = field(repr=False)
+    loss: float
+    gradient_norm: float
+    converged: bool
+    distance: float
+    n_steps: int
+
+
+@in_usual_mode
+def critical_point(
+    task: Task,
+    theta: Tensor | Network,
+    *,
+    split: str = "test",
+    chunk: int | None = None,
+    tolerance: float = 1e-7,
+    max_steps: int = 200,
+) -> CriticalPoint:
+    """A point near a network at which the gradient of the training loss vanishes.
+
+    The squared norm of the gradient is minimised (Gauss and Newton's method with a trust region,
+    through SciPy's `least_squares`), up or down the loss.  What is found may be a minimum, a saddle
+    or a maximum: see `spectrum`.
+
+    Args:
+        task, theta, split, chunk: as in `spectrum`.
+        tolerance: norm of the gradient at which a point counts as critical.
+        max_steps: Hessians, at most.
+
+    Returns:
+        Where it ended, critical or not.  With ReLU the gradient jumps at kinks, so that a descent
+        may end at one.
+
+    Raises:
+        TypeError, ValueError: as in `spectrum`; ValueError too for more than 1,000 parameters.
+        ImportError: scipy is not installed; it comes with the extra `notebooks`.
+    """
+    from scipy.optimize import least_squares
+
+    check_task(task)
+    (theta,) = thetas_of(task, theta=theta)
+    theta = check_theta(theta, "theta", (task.n_params,), finite=True).detach().to(task.device)
+    lookup({"test": 0, "train": 0}, split, "split")
+    chunk = None if chunk is None else check_whole(chunk, "chunk", 1)
+    tolerance = check_number(tolerance, "tolerance", lambda v: 0 < v < math.inf, "> 0")
+    max_steps = check_whole(max_steps, "max_steps", 1)
+    if task.n_params > MOST_EXACT:
+        raise ValueError(
+            f"{task.name} has {task.n_params:,} parameters; a critical point is sought with whole "
+            f"Hessians, for {MOST_EXACT:,} at most"
+        )
+    parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
+    start = theta.double()
+
+    def gradient(values: np.ndarray) -> np.ndarray:
+        return _slope(parts, torch.from_numpy(values).to(start))[1].cpu().numpy()
+
+    def hessian(values: np.ndarray) -> np.ndarray:
+        return _hessian(parts, torch.from_numpy(values).to(start)).cpu().numpy()
+
+    limits = {"ftol": 1e-15, "xtol": 1e-15, "gtol": tolerance**2, "max_nfev": max_steps}
+    found = least_squares(gradient, start.cpu().numpy(), hessian, **limits)
+    end = torch.from_numpy(found.x).to(start)
+    loss, slope = _slope(parts, end)
+    return CriticalPoint(
+        theta=end,
+        loss=loss,
+        gradient_norm=float(slope.norm()),
+        converged=float(slope.norm()) <= tolerance,
+        distance=float((end - start).norm()),
+        n_steps=found.njev,
     )
 
 

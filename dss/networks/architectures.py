@@ -40,33 +40,48 @@ def small_cnn(side: int, n_channels: int = 1, width: int = 8) -> nn.Sequential:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions 3x3 with BatchNorm beside an identity, which new channels enter as zeros."""
+    """Two convolutions 3x3 with BatchNorm beside an identity, which new channels enter as zeros.
 
-    def __init__(self, n_in: int, n_out: int, stride: int):
+    Without `skip` the identity is left out, without `norm` BatchNorm.
+    """
+
+    def __init__(self, n_in: int, n_out: int, stride: int, skip: bool = True, norm: bool = True):
         super().__init__()
-        self.conv_1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=False)
-        self.norm_1 = nn.BatchNorm2d(n_out)
-        self.conv_2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=False)
-        self.norm_2 = nn.BatchNorm2d(n_out)
-        self.stride, self.n_new = stride, n_out - n_in
+        self.conv_1 = nn.Conv2d(n_in, n_out, 3, stride, padding=1, bias=not norm)
+        self.norm_1 = nn.BatchNorm2d(n_out) if norm else nn.Identity()
+        self.conv_2 = nn.Conv2d(n_out, n_out, 3, padding=1, bias=not norm)
+        self.norm_2 = nn.BatchNorm2d(n_out) if norm else nn.Identity()
+        self.stride, self.n_new, self.skip = stride, n_out - n_in, skip
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.norm_1(self.conv_1(x)))
         h = self.norm_2(self.conv_2(h))
+        if not self.skip:
+            return torch.relu(h)
         x = x[:, :, :: self.stride, :: self.stride]
         return torch.relu(h + nn.functional.pad(x, (0, 0, 0, 0, 0, self.n_new)))
 
 
-def resnet(n_blocks: int, n_channels: int = 3) -> nn.Sequential:
+def resnet(
+    n_blocks: int, n_channels: int = 3, skip: bool = True, norm: bool = True
+) -> nn.Sequential:
     """The ResNet of depth 6 n + 2 for small images, with n blocks of 16, 32 and 64 channels each.
+
+    Args:
+        n_blocks: of each size.
+        n_channels: of the images.
+        skip: whether blocks have connections around them.
+        norm: whether they have BatchNorm; without it convolutions have a bias.
 
     Source: He et al., Deep Residual Learning for Image Recognition (2016), Sec. 4.2.
     """
-    layers = [nn.Conv2d(n_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    first = nn.Conv2d(n_channels, 16, 3, padding=1, bias=not norm)
+    layers = [first, nn.BatchNorm2d(16) if norm else nn.Identity(), nn.ReLU()]
     before = 16
     for width in (16, 32, 64):
         for k in range(n_blocks):
-            layers.append(ResidualBlock(before, width, 2 if k == 0 and width > 16 else 1))
+            stride = 2 if k == 0 and width > 16 else 1
+            layers.append(ResidualBlock(before, width, stride, skip, norm))
             before = width
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 

@@ -132,10 +132,10 @@ SETTINGS = {
     "11_topology": [
         {"many": ["clusters"], "n_networks": 3, "tasks": ["digits cnn"], "widths": [1], "n_each": 2,
          "L0_clusters": [1000], "L0_images": [1000], "n_eval": 10, "steps_ends": 1, "max_steps": 1,
-         "max_depth": 0, "n_draws": 1, "n_hulls": 1, "n_points": 1},
+         "max_depth": 0, "n_hulls": 1, "n_points": 1},
         {"many": ["QUAD"], "n_networks": 5, "tasks": ["clusters", "QUAD"], "widths": [3, 2],
          "n_layers": [2], "n_each": 3, "L0_quad": [0.001, 0.05], "L0_clusters": [0.5, 2],
-         "steps_ends": 300, "max_steps": 20, "max_depth": 2, "n_draws": 2, "n_hulls": 2,
+         "steps_ends": 300, "max_steps": 20, "max_depth": 2, "n_hulls": 2,
          "seed": 4294967},
         {"many": ["cubic", "QUAD"], "n_networks": 3, "tasks": ["cubic", "digits mlp"], "widths": [1],
          "n_layers": [3], "n_each": 2, "L0_quad": [1e-9], "L0_cubic": [1e-9], "L0_images": [1e-9],

@@ -137,9 +137,9 @@ SETTINGS = {
          "n_layers": [2], "n_each": 3, "L0_quad": [0.001, 0.05], "L0_clusters": [0.5, 2],
          "steps_ends": 300, "max_steps": 20, "max_depth": 2, "n_hulls": 2,
          "seed": 4294967},
-        {"many": ["cubic", "QUAD"], "n_networks": 3, "tasks": ["cubic", "digits mlp"], "widths": [1],
-         "n_layers": [3], "n_each": 2, "L0_quad": [1e-9], "L0_cubic": [1e-9], "L0_images": [1e-9],
-         "n_eval": 1, "steps_ends": 1, "max_steps": 1},
+        {"many": ["cubic", "QUAD"], "n_networks": 3, "tasks": ["cubic", "digits mlp"],
+         "widths": [1], "n_layers": [3], "n_each": 2, "L0_quad": [1e-9], "L0_cubic": [1e-9],
+         "L0_images": [1e-9], "n_eval": 1, "steps_ends": 1, "max_steps": 1},
     ],
     "12_symmetry": [
         {"tasks": ["QUAD"], "widths": [1, 3], "L0_quad": 0.05, "n_pairs": 1, "n_t": 3,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import dss
-from dss.geometry import spectrum
+from dss.geometry import critical_point, shuffled, spectrum
 from dss.geometry.curvature import _parts_of_loss, _products
 from dss.networks.sequences import WordLSTM
 from dss.problems import PROBLEMS
@@ -203,3 +203,99 @@ def test_bad_input_is_refused_by_name(name):
     given = {"theta": torch.zeros(38)} | change
     with pytest.raises(error, match=said):
         spectrum(mlp(), given.pop("theta"), **given)
+
+
+# --- critical points, and curvature relative to the size of parameters
+
+
+def saddle(theta):
+    return theta[..., 0] ** 2 - 3 * theta[..., 1] ** 2
+
+
+def test_a_descent_of_the_gradient_ends_at_the_saddle():
+    task = dss.landscape(saddle, 2)
+    start = torch.tensor([0.3, -0.4], dtype=torch.float64)
+    end = critical_point(task, start)
+    assert end.converged and end.theta.abs().max() < 1e-9
+    assert end.distance == pytest.approx(0.5) and abs(end.loss) < 1e-15
+    found = spectrum(task, end.theta)
+    assert found.index == 1 and found.eigenvalues.tolist() == pytest.approx([-6, 2])
+
+
+def test_a_slope_without_a_critical_point_is_none():
+    task = dss.landscape(lambda theta: theta[..., 0] + 0.01 * theta[..., 1] ** 2, 2)
+    end = critical_point(task, torch.tensor([0.3, -0.4], dtype=torch.float64))
+    assert not end.converged and end.gradient_norm == pytest.approx(1)
+
+
+def test_the_pass_of_one_linear_unit_is_found_from_nearby(unit):
+    end = critical_point(unit, torch.tensor([0.1, -0.2], dtype=torch.float64))
+    assert end.converged and end.loss == pytest.approx(1)
+    assert spectrum(unit, end.theta).index == 1
+
+
+def test_a_trained_network_is_polished(seeded):
+    task = dss.quad("tanh")
+    trained = dss.train_to(task, task.init(1, seeded(1)), 1e-3, optimizer="adam", lr=0.01)
+    end = critical_point(task, trained.thetas[0], tolerance=1e-4, max_steps=500)
+    assert (
+        end.n_steps <= 500 and end.gradient_norm < spectrum(task, trained.thetas[0]).gradient_norm
+    )
+    assert end.converged == (end.gradient_norm <= 1e-4)
+
+
+@pytest.mark.parametrize("k", [None, 2])
+def test_relative_curvature_does_not_know_the_scale_of_units(k, seeded):
+    task = dss.digits("mlp", n_eval=20) if k else dss.quad()
+    theta = task.init(1, seeded(2))[0].double()
+    copy = shuffled(task.to(dtype=torch.float64), theta, seeded(3), spread=0.5)
+    one, other = (spectrum(task, t, k, relative=True, tolerance=1e-8) for t in (theta, copy))
+    assert one.eigenvalues == pytest.approx(other.eigenvalues, rel=1e-5, abs=1e-9)
+    raw = [spectrum(task, t, k).sharpness for t in (theta, copy)]
+    assert raw[0] != pytest.approx(raw[1], rel=1e-2), "raw curvature does"
+
+
+def test_relative_curvature_is_that_of_the_scaled_matrix(unit):
+    theta = torch.tensor([0.6, 1.6], dtype=torch.float64)
+    a, b = theta.tolist()
+    hessian = np.array([[2 * b * b, 4 * a * b - 2], [4 * a * b - 2, 2 * a * a]])
+    exact = np.linalg.eigvalsh(np.diag([a, b]) @ hessian @ np.diag([a, b]))
+    assert spectrum(unit, theta, relative=True).eigenvalues.tolist() == pytest.approx(
+        exact.tolist()
+    )
+
+
+def test_flat_directions_count_by_their_share(unit):
+    found = spectrum(unit, torch.zeros(2, dtype=torch.float64))
+    assert (found.index_beyond(0), found.index_beyond(0.9), found.index) == (1, 1, 1)
+    tilted = spectrum(
+        dss.landscape(lambda t: t[..., 0] ** 2 - 1e-4 * t[..., 1] ** 2, 2), unit.init(1)[0]
+    )
+    assert (tilted.index, tilted.index_beyond(1e-3), tilted.index_beyond(1e-5)) == (1, 0, 1)
+    with pytest.raises(ValueError, match="share"):
+        found.index_beyond(1)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"tolerance": 0}, ValueError, "tolerance is 0"),
+        ({"max_steps": 0}, ValueError, "max_steps is 0"),
+        ({"split": "all"}, ValueError, "unknown split 'all'"),
+        ({"chunk": 0}, ValueError, "chunk is 0"),
+        ({"theta": torch.zeros(3)}, ValueError, "theta has shape"),
+    ],
+)
+def test_what_no_critical_point_can_be_sought_with_is_refused(given, error, said):
+    task = dss.quad()
+    given = {"theta": task.init(1)[0]} | given
+    with pytest.raises(error, match=said):
+        critical_point(task, given.pop("theta"), **given)
+
+
+def test_a_large_network_has_no_whole_hessians():
+    task = dss.digits("mlp", n_eval=5)
+    with pytest.raises(ValueError, match="3,466 parameters"):
+        critical_point(task, task.init(1)[0])
+    with pytest.raises(TypeError, match="relative"):
+        spectrum(task, task.init(1)[0], relative=1)

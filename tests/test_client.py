@@ -43,6 +43,24 @@ def client():
         yield client
 
 
+@pytest.fixture(autouse=True)
+def _stacks_of_a_hang(request):
+    """What the workers do when a test has taken long, in its report should it not end in time."""
+    if "client" not in request.fixturenames:
+        yield
+        return
+    client = request.getfixturevalue("client")
+
+    def tell():
+        for part in (client.processing(), client.call_stack(), client.scheduler_info()):
+            print(str(part)[:5000], file=sys.stderr)
+
+    timer = threading.Timer(100, tell)
+    timer.start()
+    yield
+    timer.cancel()
+
+
 TASKS = {
     "quad": (dss.quad, 0.003, QUAD),
     "quad64": (lambda: dss.quad().to(dtype=torch.float64), 0.003, QUAD),

@@ -1,6 +1,5 @@
 """Landscapes whose answer is known exactly: for tests, 01_definitions and the page by hand."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -100,7 +99,7 @@ def clusters(
     output depends on one projection of the plane.
 
     Args:
-        sigma: standard deviation of both clusters, > 0.
+        sigma: standard deviation of both clusters, from 1e-6 to 1e6.
         hidden: units of the one hidden layer.
         n_samples: even; the same are trained on and evaluated.
         generator: CPU generator of the samples; a new one with seed 0 by default.
@@ -111,9 +110,13 @@ def clusters(
     Raises:
         TypeError, ValueError: an argument out of range.
     """
-    sigma = check_number(sigma, "sigma", lambda v: 0 < v < math.inf, "> 0")
+    sigma = check_number(sigma, "sigma", lambda v: 1e-6 <= v <= 1e6, "in [1e-06, 1e+06]")
     hidden = check_whole(hidden, "hidden", 1)
-    half = check_whole(n_samples, "n_samples", 6) // 2
+    if (n_samples := check_whole(n_samples, "n_samples", 6)) % 2:
+        raise ValueError(
+            f"n_samples is {n_samples}; an even number is needed, half for each cluster"
+        )
+    half = n_samples // 2
     xi = torch.randn(2, half, 2, dtype=torch.float64, generator=check_generator(generator))
     xi = xi - xi.mean(dim=1, keepdim=True)
     factor = torch.linalg.cholesky(xi.transpose(1, 2) @ xi / half)
@@ -123,4 +126,6 @@ def clusters(
     sample = x.transpose(1, 2).reshape(2 * half, 2), y.reshape(2 * half, 1)
     with torch.random.fork_rng(devices=[]):  # values of the template are never used
         module = mlp([2, hidden, 1]).double()
-    return Task.from_module(module, "mse", sample, sample, name=f"clusters {sigma:g}")
+    return Task.from_module(
+        module, "mse", sample, sample, name=f"clusters {sigma:g}, {hidden} units"
+    )

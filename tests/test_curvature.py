@@ -299,3 +299,24 @@ def test_a_large_network_has_no_whole_hessians():
         critical_point(task, task.init(1)[0])
     with pytest.raises(TypeError, match="relative"):
         spectrum(task, task.init(1)[0], relative=1)
+
+
+def test_a_descent_says_whether_its_hessians_were_used_up(seeded):
+    task = dss.quad("tanh")
+    theta = dss.train_to(task, task.init(1, seeded(4)), 1e-2, optimizer="adam").thetas[0]
+    few = critical_point(task, theta, max_steps=2)
+    assert not few.ended and not few.converged and few.n_steps <= 2
+    assert critical_point(dss.landscape(saddle, 2), torch.ones(2).double()).ended
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    steep = dss.landscape(lambda theta: theta[..., 0].exp(), 1)
+    with pytest.raises(ValueError, match="gradient of .* is not finite"):
+        critical_point(steep, torch.tensor([800.0], dtype=torch.float64))
+
+
+def test_a_hessian_row_by_row_is_the_same():
+    task, values, matrix = quadratic(8)
+    parts, theta = _parts_of_loss(task, "test", None), torch.zeros(8, **DOUBLE)
+    rows = torch.stack([_products(parts, theta)(e) for e in torch.eye(8, **DOUBLE)])
+    assert torch.allclose(rows, matrix, atol=1e-12)

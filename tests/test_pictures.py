@@ -6,7 +6,7 @@ import torch
 
 import dss
 from dss import plots
-from dss.geometry import pass_matrix, pictures
+from dss.geometry import Passes, pass_matrix, pictures
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,27 @@ def test_without_networks_a_figure_says_so():
     for draw in (pictures.merge_trees, pictures.barcodes):
         (text,) = draw({}, "loss").axes[0].texts
         assert "no two networks" in text.get_text()
+
+
+def test_passes_without_a_finite_loss_are_drawn_or_said():
+    losses = np.array([0.1, 0.2, 0.3])
+    own = np.array([[0.1, 0.5, np.inf], [0.5, 0.2, np.inf], [np.inf, np.inf, 0.3]])
+    cut = Passes(losses, own, {}, None)
+    axis = pictures.merge_trees({"cut": cut}, "loss").axes[0]
+    assert np.isfinite([line.get_ydata() for line in axis.lines[:2]]).all()
+    assert pictures.barcodes({"cut": cut}, "loss").axes[0].collections
+    (text,) = pictures.height_map(cut, "height").axes[0].texts
+    assert "no path has a finite loss" in text.get_text()
+
+
+@pytest.mark.parametrize(
+    ("weights", "L0", "said"),
+    [
+        (np.eye(2), 1.0, "weights has shape"),
+        (7 * np.eye(3), 1.0, "add up to 1"),
+        (np.eye(3), "a", "L0"),
+    ],
+)
+def test_a_triangle_that_is_none_is_refused(weights, L0, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        pictures.triangle(np.ones(3), weights, L0, "loss")

@@ -94,7 +94,13 @@ def test_two_clusters_are_whitened_and_swapped_units_meet_one_half(seeded):
 
 @pytest.mark.parametrize(
     "given, said",
-    [({"sigma": 0}, "sigma"), ({"hidden": 0}, "hidden"), ({"n_samples": 5}, "n_samples")],
+    [
+        ({"sigma": 0}, "sigma"),
+        ({"sigma": 1e200}, "sigma"),
+        ({"hidden": 0}, "hidden"),
+        ({"n_samples": 5}, "n_samples"),
+        ({"n_samples": 7}, "n_samples is 7"),
+    ],
 )
 def test_clusters_that_are_none_are_refused(given, said):
     with pytest.raises(ValueError, match=said):

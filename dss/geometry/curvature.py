@@ -61,9 +61,13 @@ class Spectrum:
         return int((self.eigenvalues < -self.rounding).sum())
 
     def index_beyond(self, share: float) -> int:
-        """Directions in which it curves down by more than a share of the largest |eigenvalue|."""
+        """Directions in which it curves down by more than a share of the largest |eigenvalue|.
+
+        At least so many, unless `is_whole`.
+        """
         share = check_number(share, "share", lambda v: 0 <= v < 1, "in [0, 1)")
-        return int((self.eigenvalues < -share * np.abs(self.eigenvalues).max()).sum())
+        cut = max(self.rounding, share * float(np.abs(self.eigenvalues).max()))
+        return int((self.eigenvalues < -cut).sum())
 
     @property
     def index_is_known(self) -> bool:
@@ -176,8 +180,9 @@ class CriticalPoint:
     Attributes:
         theta: `(P,)` float64.
         loss, gradient_norm: of the training loss there.
-        converged: whether the gradient is as small as was asked for; else it is a point where the
-            norm of the gradient is least nearby, and no critical point.
+        converged: whether the gradient is as small as was asked for.
+        ended: whether the descent ended by itself; if not, its Hessians were used up.  What ended
+            and has not converged is a point where the norm of the gradient is least nearby.
         distance: from where the descent began, Euclidean.
         n_steps: Hessians that it took.
     """
@@ -186,6 +191,7 @@ class CriticalPoint:
     loss: float
     gradient_norm: float
     converged: bool
+    ended: bool
     distance: float
     n_steps: int
 
@@ -200,11 +206,12 @@ def critical_point(
     tolerance: float = 1e-7,
     max_steps: int = 200,
 ) -> CriticalPoint:
-    """A point near a network at which the gradient of the training loss vanishes.
+    """A point at which the gradient of the training loss vanishes, sought from a network.
 
-    The squared norm of the gradient is minimised (Gauss and Newton's method with a trust region,
-    through SciPy's `least_squares`), up or down the loss.  What is found may be a minimum, a saddle
-    or a maximum: see `spectrum`.
+    It may lie far away (`distance`), and a saddle nearby may be missed.  The squared norm of the
+    gradient is minimised (Gauss and Newton's method with a trust region, through SciPy's
+    `least_squares`), up or down the loss.  What is found may be a minimum, a saddle or a maximum:
+    see `spectrum`.
 
     Args:
         task, theta, split, chunk: as in `spectrum`.
@@ -216,7 +223,9 @@ def critical_point(
         may end at one.
 
     Raises:
-        TypeError, ValueError: as in `spectrum`; ValueError too for more than 1,000 parameters.
+        TypeError, ValueError: as in `spectrum`; ValueError too for more than 1,000 parameters, or
+            where the gradient or the Hessian is not finite.
+        RuntimeError: the loss cannot be differentiated twice.
         ImportError: scipy is not installed; it comes with the extra `notebooks`.
     """
     from scipy.optimize import least_squares
@@ -236,13 +245,19 @@ def critical_point(
     parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
     start = theta.double()
 
+    def finite(name: str, values: Tensor) -> np.ndarray:
+        if not bool(values.isfinite().all()):
+            raise ValueError(f"the {name} of {task.name} is not finite on the way from theta")
+        return values.cpu().numpy()
+
     def gradient(values: np.ndarray) -> np.ndarray:
-        return _slope(parts, torch.from_numpy(values).to(start))[1].cpu().numpy()
+        return finite("gradient", _slope(parts, torch.from_numpy(values).to(start))[1])
 
     def hessian(values: np.ndarray) -> np.ndarray:
-        return _hessian(parts, torch.from_numpy(values).to(start)).cpu().numpy()
+        return finite("Hessian", _hessian(parts, torch.from_numpy(values).to(start)))
 
-    limits = {"ftol": 1e-15, "xtol": 1e-15, "gtol": tolerance**2, "max_nfev": max_steps}
+    least = 4 * np.finfo(float).eps  # SciPy takes no less
+    limits = {"ftol": least, "xtol": least, "gtol": max(least, tolerance**2), "max_nfev": max_steps}
     found = least_squares(gradient, start.cpu().numpy(), hessian, **limits)
     end = torch.from_numpy(found.x).to(start)
     loss, slope = _slope(parts, end)
@@ -251,6 +266,7 @@ def critical_point(
         loss=loss,
         gradient_norm=float(slope.norm()),
         converged=float(slope.norm()) <= tolerance,
+        ended=found.status != 0,
         distance=float((end - start).norm()),
         n_steps=found.njev,
     )
@@ -314,7 +330,8 @@ def _hessian(parts: list[Callable], theta: Tensor) -> Tensor:
         hessian = sum(torch.func.hessian(part)(theta) for part in parts)
     except RuntimeError:  # what vmap or forward mode cannot run
         apply = _products(parts, theta)
-        hessian = torch.stack([apply(e) for e in torch.eye(len(theta), dtype=theta.dtype)])
+        rows = [apply(e) for e in torch.eye(len(theta), dtype=theta.dtype)]
+        hessian = torch.stack(rows).to(theta)
     return (hessian + hessian.T) / 2
 
 

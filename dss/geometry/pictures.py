@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.tri import Triangulation
 
 from dss import plots
+from dss.checks import check_number
 from dss.geometry.passes import Passes
 
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(3) / 2]])  # of a triangle
@@ -44,12 +45,13 @@ def _merge_tree(axis: Axes, losses: np.ndarray, linkage: np.ndarray) -> None:
     place[leaves_list(linkage)] = np.arange(len(losses))
     ends = list(zip(place, losses, strict=True))
     style = {"color": plots.PALETTE[0], "linewidth": 1, "solid_capstyle": "round"}
+    low, high, scale = _limits([*losses, *linkage[:, 2]])
     for first, second, height, _ in linkage:
+        height = min(height, high)  # no path has a finite loss
         (x_1, y_1), (x_2, y_2) = (ends[int(k)] for k in (first, second))
         axis.plot([x_1, x_1, x_2, x_2], [y_1, height, height, y_2], **style)
         ends.append(((x_1 + x_2) / 2, height))
     x, top = ends[-1]
-    low, high, scale = _limits([*losses, top])
     axis.set_yscale(scale)
     axis.plot([x, x], [top, high], **style)
     axis.set_ylim(low, high)
@@ -103,6 +105,8 @@ def height_map(passes: Passes, unit: str) -> Figure:
     import seaborn as sns
 
     heights, linkage = passes.heights, passes.linkage
+    if not np.isfinite(heights).all():
+        return plots.nothing("between some networks no path has a finite loss")
 
     is_log = heights.min() > 0 and heights.max() > 2 * heights.min()
     with plots.plt.rc_context({"figure.constrained_layout.use": False, "axes.grid": False}):
@@ -132,7 +136,17 @@ def triangle(losses: np.ndarray, weights: np.ndarray, L0: float, unit: str) -> F
         weights: `(n, 3)`, of the three networks at each point; they add up to 1.
         L0: threshold.
         unit: label of the loss, with its unit.
+
+    Raises:
+        TypeError, ValueError: another shape, weights that do not add up to 1, or L0 is no number.
     """
+    losses, weights = np.asarray(losses, float), np.asarray(weights, float)
+    if weights.shape != (len(losses), 3) or not np.allclose(weights.sum(axis=1), 1):
+        raise ValueError(
+            f"weights has shape {weights.shape}; ({len(losses)}, 3) is needed, a row for each "
+            "loss, whose numbers add up to 1"
+        )
+    L0 = check_number(L0, "L0", np.isfinite, "a finite number")
     figure, axis = plots.plt.subplots(figsize=(plots.COLUMN, 2.8))
     x, y = (weights @ CORNERS).T
     mesh, is_log = Triangulation(x, y), losses.min() > 0
@@ -151,6 +165,7 @@ def triangle(losses: np.ndarray, weights: np.ndarray, L0: float, unit: str) -> F
 
 def _limits(values: list[float]) -> tuple[float, float, str]:
     """Ends of an axis around all values, logarithmic where they are positive and far apart."""
+    values = np.array(values)[np.isfinite(values)]
     low, high = float(np.min(values)), float(np.max(values))
     if low > 0 and high > 2 * low:
         margin = (high / low) ** 0.08

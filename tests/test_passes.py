@@ -235,3 +235,25 @@ def test_bad_input_is_refused_by_name(name, networks, monkeypatch):
     given = {"thetas": thetas, "L0": 0.02} | change(thetas)
     with pytest.raises(error, match=said):
         pass_matrix(task, given.pop("thetas"), given.pop("L0"), **given)
+
+
+def test_a_run_goes_on_though_other_memory_is_free(line, tmp_path, monkeypatch):
+    task, thetas = line
+    file, fit, sizes, find = tmp_path / "passes", {"rows": 2}, [], sampling.find_strings
+    monkeypatch.setattr(type(task.budget), "rows_that_fit", lambda *_: fit["rows"])
+    arguments = task, thetas, [1.5, 1.1]
+    options = {"n_t": 33, "max_depth": 1, "max_steps": 5}
+    whole = pass_matrix(*arguments, **options)
+
+    def dying(*given, **more):
+        sizes.append(len(given[1]))
+        if len(sizes) == 3:
+            raise KeyboardInterrupt
+        return find(*given, **more)
+
+    monkeypatch.setattr(passes, "find_strings", dying)
+    with pytest.raises(KeyboardInterrupt):
+        pass_matrix(*arguments, checkpoint=file, **options)
+    fit["rows"] = 7
+    found = pass_matrix(*arguments, checkpoint=file, **options)
+    assert max(sizes) == 2 and (found.own == whole.own).all(), "the batches that it began with"

@@ -229,9 +229,8 @@ def pass_matrix(
         if options.get(name) is not None:
             raise ValueError(f"{name} is {short(options[name])}; a search of all pairs has none")
     check_options(task, L0, options)
-    if pairs_at_once is None:
-        pairs_at_once = task.budget.rows_that_fit(NETWORKS_A_PAIR, thetas.dtype)
-    pairs_at_once = check_whole(pairs_at_once, "pairs_at_once", 1)
+    if pairs_at_once is not None:
+        pairs_at_once = check_whole(pairs_at_once, "pairs_at_once", 1)
     generator = check_generator(generator)
     seeds = torch.randint(2**62, (len(L0),), generator=generator).tolist()
     losses = task.losses(thetas).double().cpu()
@@ -248,7 +247,12 @@ def pass_matrix(
         call = search | {"thetas": thetas, "pairs_at_once": pairs_at_once}
         made_by = fingerprint(task, call | {f"option {name}": v for name, v in options.items()})
         state = load_state(checkpoint, made_by, task.device, lambda s: _rules(thetas, len(L0), s))
-    state = state or _begin(_straight_lines(task, thetas, losses, n_t, pairs_at_once), 0, **search)
+    if state is None:
+        # What fits now; a run that goes on has the batches that it began with.
+        at_once = pairs_at_once or task.budget.rows_that_fit(NETWORKS_A_PAIR, thetas.dtype)
+        lines = _straight_lines(task, thetas, losses, n_t, at_once)
+        state = _begin(lines, 0, **search) | {"at_once": at_once}
+    at_once = state["at_once"]
     while state["level"] < len(L0):
         if made_by:
             save_state(checkpoint, made_by, state)
@@ -256,7 +260,7 @@ def pass_matrix(
         if len(todo) == 0:
             state = _begin(state, k + 1, **search)
             continue
-        first, second = (thetas[side.to(thetas.device)] for side in todo[:pairs_at_once].T)
+        first, second = (thetas[side.to(thetas.device)] for side in todo[:at_once].T)
         level = torch.Generator().manual_seed(seeds[k])
         strings = find_strings(task, first, second, float(L0[k]), generator=level, **options)
         state = _with_strings(state, strings)
@@ -371,6 +375,7 @@ def _rules(thetas: Tensor, n_levels: int, found: dict) -> dict[str, Rule]:
         "edges": table("int64", n_paths, 2, **inside),
         "sizes": table("int64", n_paths, allowed=lambda v: v >= 2, needed=">= 2"),
         "beads": table(str(thetas.dtype)[6:], None, n_params),
+        "at_once": (lambda v: is_whole(v) and v >= 1, "a whole number >= 1"),
         "rows": (lambda v: isinstance(v, list) and all(map(_is_row, v)), "rows of numbers"),
     }
 

@@ -1,6 +1,7 @@
 """Alignment: another network's hidden units in the order, and at the scale, of the first one's."""
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -117,8 +118,9 @@ def _symmetries(task: Task) -> tuple[Task, Symmetries, Tensor]:
     """The task in float64 on the CPU, what may move in it, and a few samples."""
     if isinstance(task, Landscape):
         raise ValueError(f"{task.name} is an explicit function of theta; it has no hidden units")
-    double = task.to("cpu", torch.float64)
-    x, _ = part_of(double.splits["test"], slice(0, LOOKED_AT), torch.float64)
+    few = part_of(task.splits["test"], slice(0, LOOKED_AT), task.dtype)
+    double = replace(task, splits=dict.fromkeys(task.splits, few)).to("cpu", torch.float64)
+    x, _ = double.splits["test"]
     return double, symmetries_of(double.module, rows_of(x, slice(0, 2))), x
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dss
+import dss.task as task_module
 from dss.geometry import align, alignment, shuffled
 from dss.geometry.alignment import balancing, permuted, rescaled
 from dss.networks.architectures import densenet, resnet
@@ -388,3 +389,18 @@ def test_a_shuffled_copy_has_the_same_outputs_and_the_same_numbers(seeded):
             shuffled(task, theta, spread=spread)
     with pytest.raises(ValueError, match="no hidden units"):
         shuffled(dss.landscape(lambda v: (v**2).sum(-1), 2), torch.zeros(2, dtype=torch.float64))
+
+
+def test_only_the_samples_that_are_looked_at_are_copied(monkeypatch, seeded):
+    task, sizes = dss.digits("mlp"), []
+    thetas = task.init(2, seeded(1))
+    real = task_module.sample_on
+
+    def noting(sample, *arguments):
+        sizes.append(len(sample[1]))
+        return real(sample, *arguments)
+
+    monkeypatch.setattr(task_module, "sample_on", noting)
+    align(task, *thetas)
+    shuffled(task, thetas[0])
+    assert sizes and max(sizes) <= alignment.LOOKED_AT < len(task.splits["train"][1])

@@ -61,7 +61,7 @@ class Spectrum:
         return int((self.eigenvalues < -self.rounding).sum())
 
     def index_beyond(self, share: float) -> int:
-        """Directions in which it curves down by more than a share of the largest |eigenvalue|.
+        """Directions in which it curves down by more than a share of the largest curvature.
 
         At least so many, unless `is_whole`.
         """

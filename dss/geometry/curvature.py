@@ -127,8 +127,8 @@ def spectrum(
         RuntimeError: the loss cannot be differentiated twice, or Lanczos does not converge.
         ImportError: scipy is not installed; it comes with the extra `notebooks`.
 
-    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989); why
-    relative: Dinh et al., Sharp minima can generalize for deep nets (2017).
+    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989);
+    relative curvature for the reasons of Dinh et al. (2017).
     """
     check_task(task)
     (theta,) = thetas_of(task, theta=theta)

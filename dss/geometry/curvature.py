@@ -114,8 +114,8 @@ def spectrum(
             `eval_chunk`, or all.
         n_probes: random vectors for the trace.
         tolerance: relative accuracy of Lanczos' eigenvalues.
-        relative: of `theta_i H_ij theta_j` in place of `H_ij`: curvature per relative change of
-            each parameter.  Factors that a ReLU unit's weights may take do not change it.
+        relative: whether the curvature is per relative change of each parameter, that is, of the
+            matrix `theta_i H_ij theta_j`; factors that a ReLU unit's weights may take leave it.
         generator: CPU generator of the random vectors; a new one with seed 0 by default.
 
     Returns:
@@ -127,8 +127,7 @@ def spectrum(
         RuntimeError: the loss cannot be differentiated twice, or Lanczos does not converge.
         ImportError: scipy is not installed; it comes with the extra `notebooks`.
 
-    Source: Lanczos through ARPACK (Lehoucq et al. 1998); the trace after Hutchinson (1989);
-    relative curvature for the reasons of Dinh et al. (2017).
+    Source: ARPACK (Lehoucq et al. 1998); Hutchinson (1989); why relative, Dinh et al. (2017).
     """
     check_task(task)
     (theta,) = thetas_of(task, theta=theta)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import dss
+import dss.task as task_module
 from dss.geometry import critical_point, shuffled, spectrum
 from dss.geometry.curvature import _parts_of_loss, _products
 from dss.networks.sequences import WordLSTM
@@ -320,3 +321,16 @@ def test_a_hessian_row_by_row_is_the_same():
     parts, theta = _parts_of_loss(task, "test", None), torch.zeros(8, **DOUBLE)
     rows = torch.stack([_products(parts, theta)(e) for e in torch.eye(8, **DOUBLE)])
     assert torch.allclose(rows, matrix, atol=1e-12)
+
+
+def test_only_the_split_that_is_asked_for_is_copied(monkeypatch, seeded):
+    task, sizes = dss.digits("mlp", n_eval=20), []
+    real = task_module.sample_on
+
+    def noting(sample, *arguments):
+        sizes.append(len(sample[1]))
+        return real(sample, *arguments)
+
+    monkeypatch.setattr(task_module, "sample_on", noting)
+    spectrum(task, task.init(1, seeded(1))[0], 1, tolerance=0.1)
+    assert sizes == [20]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -129,10 +129,7 @@ def spectrum(
 
     Source: ARPACK (Lehoucq et al. 1998); Hutchinson (1989); why relative, Dinh et al. (2017).
     """
-    check_task(task)
-    (theta,) = thetas_of(task, theta=theta)
-    theta = check_theta(theta, "theta", (task.n_params,), finite=True).detach().to(task.device)
-    lookup({"test": 0, "train": 0}, split, "split")
+    parts, theta = _loss_at(task, theta, split, chunk)
     n_params = task.n_params
     if k is not None:
         k = check_whole(k, "k", 1, n_params)
@@ -140,10 +137,7 @@ def spectrum(
         k = N_ENDS
     n_probes = check_whole(n_probes, "n_probes", 2)
     tolerance = check_number(tolerance, "tolerance", lambda v: 0 < v < 1, "in (0, 1)")
-    chunk = None if chunk is None else check_whole(chunk, "chunk", 1)
     generator = check_generator(generator)
-    parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
-    theta = theta.double()
     scales = theta if check_flag(relative, "relative") else torch.ones_like(theta)
     loss, gradient = _slope(parts, theta)
     if k is None or 2 * k >= n_params - 1:  # ARPACK wants fewer than P
@@ -229,11 +223,7 @@ def critical_point(
     """
     from scipy.optimize import least_squares
 
-    check_task(task)
-    (theta,) = thetas_of(task, theta=theta)
-    theta = check_theta(theta, "theta", (task.n_params,), finite=True).detach().to(task.device)
-    lookup({"test": 0, "train": 0}, split, "split")
-    chunk = None if chunk is None else check_whole(chunk, "chunk", 1)
+    parts, start = _loss_at(task, theta, split, chunk)
     tolerance = check_number(tolerance, "tolerance", lambda v: 0 < v < math.inf, "> 0")
     max_steps = check_whole(max_steps, "max_steps", 1)
     if task.n_params > MOST_EXACT:
@@ -241,8 +231,6 @@ def critical_point(
             f"{task.name} has {task.n_params:,} parameters; a critical point is sought with whole "
             f"Hessians, for {MOST_EXACT:,} at most"
         )
-    parts = _parts_of_loss(task.to(dtype=torch.float64), split, chunk)
-    start = theta.double()
 
     def finite(name: str, values: Tensor) -> np.ndarray:
         if not bool(values.isfinite().all()):
@@ -269,6 +257,18 @@ def critical_point(
         distance=float((end - start).norm()),
         n_steps=found.njev,
     )
+
+
+def _loss_at(task: Task, theta, split: str, chunk: int | None) -> tuple[list[Callable], Tensor]:
+    """The loss on a split in parts, and theta `(P,)`, in float64, after a look at all four."""
+    check_task(task)
+    (theta,) = thetas_of(task, theta=theta)
+    theta = check_theta(theta, "theta", (task.n_params,), finite=True).detach().to(task.device)
+    lookup({"test": 0, "train": 0}, split, "split")
+    chunk = None if chunk is None else check_whole(chunk, "chunk", 1)
+    if not isinstance(task, Landscape):  # the other split need not be copied
+        task = replace(task, splits={split: task.splits[split]})
+    return _parts_of_loss(task.to(dtype=torch.float64), split, chunk), theta.double()
 
 
 def _parts_of_loss(task: Task, split: str, chunk: int | None) -> list[Callable]:

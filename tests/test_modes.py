@@ -1,5 +1,6 @@
 """What a caller has set in torch changes no result, silently or otherwise."""
 
+import threading
 from contextlib import contextmanager
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 import dss
+from dss.networks import modes
 
 
 @contextmanager
@@ -18,7 +20,18 @@ def default_dtype():
         torch.set_default_dtype(torch.float32)
 
 
+@contextmanager
+def coarse_products():
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 MODES = {
+    "coarse products": coarse_products,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
     "inference": torch.inference_mode,
     "no grad": torch.no_grad,
@@ -168,3 +181,72 @@ def test_unlike_parameters_are_refused(change, message):
     change(module)
     with pytest.raises(ValueError, match=message):
         dss.Task.from_module(module, "mse", (x, x), (x, x))
+
+
+ATTRIBUTES = ("allow_tf32", "benchmark", "deterministic")
+
+
+def told_by_torch() -> list:
+    """Its switches of precision, in both of its languages; None where one cannot tell."""
+    backends, told = torch.backends, [torch.get_float32_matmul_precision]
+    told += [lambda name=name: getattr(backends.cudnn, name) for name in ATTRIBUTES]
+    if hasattr(backends, "fp32_precision"):
+        places = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+        places += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+        told += [lambda place=place: place.fp32_precision for place in places]
+    return [modes._told(read) for read in told]
+
+
+def set_by_name(name, value):
+    return lambda: setattr(torch.backends.cudnn, name, value)
+
+
+SET = {
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "no TF32": set_by_name("allow_tf32", False),
+    "benchmark": set_by_name("benchmark", True),
+    "one operation": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_float32_is_whole_within_and_as_it_was_after(name, monkeypatch):
+    if name == "one operation" and not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has no switch of one operation")
+    within = ["highest", False, False, True] + ["ieee"] * (len(told_by_torch()) - 4)
+    call = modes.in_usual_mode(told_by_torch)
+    try:
+        SET[name]()
+        before = told_by_torch()
+        assert call() == within and told_by_torch() == before
+        with pytest.raises(ZeroDivisionError):
+            modes.in_usual_mode(lambda: 1 / 0)()
+        assert told_by_torch() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+    assert told_by_torch()[:4] == ["highest", True, False, False]
+
+
+def test_float32_is_whole_until_the_last_thread_has_left():
+    within, before = modes.in_usual_mode(told_by_torch)(), told_by_torch()
+    first, second = threading.Event(), threading.Event()
+
+    @modes.in_usual_mode
+    def leaves_first():
+        first.set()
+        second.wait(60)
+
+    thread = threading.Thread(target=leaves_first)
+
+    @modes.in_usual_mode
+    def leaves_last():
+        second.set()
+        thread.join(60)
+        return told_by_torch()
+
+    thread.start()
+    first.wait(60)
+    assert leaves_last() == within and told_by_torch() == before

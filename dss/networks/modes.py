@@ -3,11 +3,68 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import partial, wraps
 
 import torch
 
 _here = threading.local()
+
+
+class _FullFloat32:
+    """float32 as float32, and the same kernels at every call; threads may be within it together.
+
+    cuDNN by default rounds the factors of convolutions and recurrent layers to the ten bits of
+    TF32, and adds in any order: gradients are then off by a hundredth, and others at every call.
+    A caller may have set the like for matrix products, on CPUs too.
+    """
+
+    def __init__(self):
+        self.lock, self.n_inside, self.before = threading.Lock(), 0, []
+
+    def __enter__(self):
+        with self.lock:
+            self.n_inside += 1
+            if self.n_inside == 1:
+                self.before = [(write, _told(read)) for read, write, _ in SWITCHES]
+                for _, write, value in SWITCHES:
+                    write(value)
+
+    def __exit__(self, *_):
+        with self.lock:
+            self.n_inside -= 1
+            if self.n_inside == 0:
+                for write, value in self.before:
+                    if value is not None:
+                        write(value)
+
+
+def _told(read: Callable) -> bool | str | None:
+    """What a switch of torch says; None where it cannot, since parts of it were set apart."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
+
+
+def _attribute(place: object, name: str, value: bool | str) -> tuple[Callable, Callable, object]:
+    return partial(getattr, place, name), partial(setattr, place, name), value
+
+
+def _switches() -> Iterator[tuple[Callable, Callable, bool | str]]:
+    """How each of torch's switches is read and written, and its value within.
+
+    The old ones come first; since torch 2.9 there are those of single operations as well.
+    """
+    cuda, cudnn, mkldnn = torch.backends.cuda, torch.backends.cudnn, torch.backends.mkldnn
+    yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    for name, value in (("allow_tf32", False), ("benchmark", False), ("deterministic", True)):
+        yield _attribute(cudnn, name, value)
+    if hasattr(torch.backends, "fp32_precision"):
+        operations = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
+        yield from (_attribute(operation, "fp32_precision", "ieee") for operation in operations)
+
+
+SWITCHES, full_float32 = tuple(_switches()), _FullFloat32()
 
 
 @contextmanager
@@ -22,8 +79,8 @@ def _without_requests() -> Iterator[None]:
 
 
 def in_usual_mode(function: Callable) -> Callable:
-    """Run a function outside `torch.autocast`, `inference_mode` and `no_grad`, its new tensors on
-    the CPU unless it says otherwise, whatever the caller has set.
+    """Run a function outside `torch.autocast`, `inference_mode` and `no_grad`, in full float32, its
+    new tensors on the CPU unless it says otherwise, whatever the caller has set.
 
     Autocast would turn float32 into bfloat16, the others would end descents with an error.  Within
     the function, which calls others like it thousands of times, nothing is looked at again.  Nor
@@ -44,6 +101,7 @@ def in_usual_mode(function: Callable) -> Callable:
                 modes.enter_context(torch.device("cpu"))
             modes.enter_context(torch.enable_grad())
             modes.enter_context(_without_requests())
+            modes.enter_context(full_float32)
             _here.inside = True
             try:
                 return function(*arguments, **keywords)

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench.py [--device cuda] [--out FILE] [SECTION ...]
 
 Ratios within a run mean something; single seconds on a shared machine do not.  `hundred_thousand`
-takes six minutes and runs only when it is named.
+takes six minutes; it and `graphs`, which needs CUDA, run only when they are named.
 """
 
 import argparse
@@ -32,6 +32,7 @@ import dss.networks.memory
 import dss.task
 from dss import recursion, sampling
 from dss.descent import TRAINING_SETTINGS
+from dss.networks.modes import full_float32
 from dss.networks.sequences import WordGPT, WordLSTM
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -372,13 +373,14 @@ def roofline(device: str) -> list[dict]:
 def chunks(device: str) -> list[dict]:
     """How many networks should run side by side: ms per network against the size of a chunk."""
     cases = [
-        (dss.quad(), slice(None), (64, 512, 1024, 4096)),
-        (dss.mnist("mlp"), 128, (1, 4, 16)),
-        (dss.mnist("cnn"), 128, (1, 2, 4, 8)),
+        (dss.quad(), slice(None), (64, 512, 1024, 4096), (1024, 4096, 16384, 65536)),
+        (dss.mnist("mlp"), 128, (1, 4, 16), (1, 16, 128, 512)),
+        (dss.mnist("cnn"), 128, (1, 2, 4, 8), (1, 8, 32, 128, 256)),
     ]
     rows = []
-    for task, batch, sizes in cases:
+    for task, batch, *sizes_of in cases:
         task = task.to(device)
+        sizes = sizes_of[task.device.type != "cpu"]
         thetas = task.init(max(sizes), seeded())
         n = len(task.splits["train"][0]) if isinstance(batch, slice) else batch
         batch = batch if isinstance(batch, slice) else torch.arange(batch, device=task.device)
@@ -486,44 +488,48 @@ def task_of(net: nn.Module, train: tuple, test: tuple, n_reference: int = 2, **o
     return dss.Task.from_module(net, "cross_entropy", train, test, **options)
 
 
-def gradient_of(name: str, way: str, precision: str | None = None):
+def gradient_of(name: str, way: str, device: str, precision: str | None = None):
     """A call that computes one gradient, in a plain loop or through a task."""
     net, x, y = made(*BROUGHT[name])
     if way == "task":
-        task = task_of(net, (x, y), (x, y))
-        theta, batch = task.theta(net)[None], torch.arange(len(x))
+        task = task_of(net, (x, y), (x, y)).to(device)
+        theta = task.theta(net)[None].to(task.device)
+        batch = torch.arange(len(x), device=task.device)
         return lambda: task.gradients(theta, batch, precision=precision)
+    place = dss.quad().to(device).device
+    net, x, y = net.to(place), x.to(place), y.to(place)
 
     def plain() -> None:
         net.zero_grad()
-        nn.functional.cross_entropy(classes_second(net(x)), y).backward()
+        with full_float32:  # as the task computes
+            nn.functional.cross_entropy(classes_second(net(x)), y).backward()
 
     return plain
 
 
 def own_networks(device: str) -> list[dict]:
-    """11. Networks that people bring: a gradient beside a plain PyTorch loop, on the CPU."""
+    """11. Networks that people bring: a gradient beside a plain PyTorch loop."""
     rows = []
     for name in BROUGHT:
-        ratio = ratio_of_cpu_seconds(gradient_of(name, "task"), gradient_of(name, "plain"))
-        MiB = {way: MiB_of_tensors(gradient_of(name, way)) for way in ("plain", "task")}
-        row = {"network": name, "what": "gradient, task over plain loop", "seconds_ratio": ratio}
+        calls = {way: gradient_of(name, way, device) for way in ("plain", "task")}
+        MiB = {way: MiB_of_tensors(call) for way, call in calls.items()}
+        row = {"network": name, "what": "gradient, task over plain loop"}
+        row["seconds_ratio"] = ratio_of_seconds(calls["task"], calls["plain"])
         row |= {"MiB_ratio": MiB["task"] / MiB["plain"], "plain_MiB": MiB["plain"]}
         net, x, y = made(*BROUGHT[name])
         rows.append(row | {"MiB_to_make": MiB_of_tensors(partial(task_of, net, (x, y), (x, y)))})
-        lower = gradient_of(name, "task", "bfloat16")
+        lower = gradient_of(name, "task", device, "bfloat16")
         row = {"network": name, "what": "gradient, float32 over bfloat16"}
-        row["seconds_ratio"] = ratio_of_cpu_seconds(gradient_of(name, "task"), lower)
-        rows.append(row)
+        rows.append(row | {"seconds_ratio": ratio_of_seconds(calls["task"], lower)})
     for name in SMALL:
-        rows += side_by_side(name)
-    return rows + [passes_of_gamma()]
+        rows += side_by_side(name, device)
+    return rows + [passes_of_gamma(device)]
 
 
-def side_by_side(name: str) -> list[dict]:
+def side_by_side(name: str, device: str) -> list[dict]:
     """Eight small networks one by one, over as many side by side as the task does, and over all."""
     net, x, y = made(*SMALL[name])
-    task, rows = task_of(net, (x, y), (x, y)), []
+    task, rows = task_of(net, (x, y), (x, y)).to(device), []
     thetas, budget = task.init(8, seeded()), dss.networks.memory.Budget
 
     def run(call: str, most: int | None = None) -> None:
@@ -534,23 +540,31 @@ def side_by_side(name: str) -> list[dict]:
     for call in ("gradients", "losses"):
         row = {"network": name, "what": f"{call}, one by one over side by side"}
         row["side_by_side"] = min(8, task.budget.side_by_side(len(x), torch.float32))
-        row["seconds_ratio"] = ratio_of_cpu_seconds(partial(run, call, 1), partial(run, call))
-        all_of_them = partial(run, call, 8)
-        row["ratio_of_all_8"] = ratio_of_cpu_seconds(partial(run, call, 1), all_of_them)
+        row["seconds_ratio"] = ratio_of_seconds(partial(run, call, 1), partial(run, call))
+        row["ratio_of_all_8"] = ratio_of_seconds(partial(run, call, 1), partial(run, call, 8))
         rows.append(row)
     return rows
 
 
-def ratio_of_cpu_seconds(one, other, repeats: int = 5) -> float:
-    """Median ratio of what two calls take of this thread, which other jobs delay but do not use."""
+def spent() -> float:
+    """Seconds of this thread, which other jobs delay but do not use; with CUDA, until it is done
+    with what it was given, by the clock."""
+    if not torch.cuda.is_available():
+        return time.thread_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def ratio_of_seconds(one, other, repeats: int = 5) -> float:
+    """Median ratio of what two calls take, one after the other."""
     ratios = []
     for call in (one, other):
         call()
     for _ in range(repeats):
-        marks = [time.thread_time()]
+        marks = [spent()]
         for call in (one, other):
             call()
-            marks.append(time.thread_time())
+            marks.append(spent())
         ratios.append((marks[1] - marks[0]) / (marks[2] - marks[1]))
     return statistics.median(ratios)
 
@@ -558,6 +572,11 @@ def ratio_of_cpu_seconds(one, other, repeats: int = 5) -> float:
 def MiB_of_tensors(call) -> float:
     """The most that tensors hold at a time during a call, beside those that were there before."""
     call()  # what is made once, the gradients of a plain loop, is there already
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         call()
     events = profiled.profiler.kineto_results.events()
@@ -565,17 +584,60 @@ def MiB_of_tensors(call) -> float:
     return max(itertools.accumulate(n_bytes for _, n_bytes in changes)) / 2**20
 
 
-def passes_of_gamma() -> dict:
+def passes_of_gamma(device: str) -> dict:
     """Images that pass a ResNet in an evaluation of gamma, over those of the evaluation set."""
     n_t, n_eval, name = 5, 2_000, "ResNet-8, 8x8"
     net, x, y = made(*SMALL[name][:2], n_eval)
     sample, n_reference = (x, y), n_eval // 10
-    task = task_of(net, sample, sample, n_reference=n_reference, eval_chunk=250)
+    task = task_of(net, sample, sample, n_reference=n_reference, eval_chunk=250).to(device)
     task.budget.stacks, seen = False, []  # side by side a layer is called once for all
     task.module[0].register_forward_hook(lambda layer, given, found: seen.append(len(given[0])))
     dss.interpolated_loss(task, *task.init(2, seeded()), n_t)
     ratio = sum(seen) / (n_t * n_eval)
     return {"network": name, "what": "images passed in gamma", "passes_ratio": ratio}
+
+
+def recorded(call) -> torch.cuda.CUDAGraph:
+    """A call as a CUDA graph; torch asks for some calls before, on a stream of their own."""
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        graph.result = call()
+    return graph
+
+
+def graphs(device: str) -> list[dict]:
+    """12. CUDA only: a gradient that is called over one that was recorded and is replayed."""
+    images, words = torch.arange(128), torch.arange(20)
+    cases = [
+        (dss.quad(), slice(None), (1, 64, 4096)),
+        (dss.digits(), slice(None), (1, 16, 256)),
+        (dss.mnist("mlp"), images, (1, 16, 128)),
+        (dss.mnist("cnn"), images, (1, 16, 128)),
+        (dss.cifar10("resnet8", n_train=256, n_eval=64), images, (1, 8)),
+        (dss.ptb("lstm", n_train=64, n_eval=64), words, (1,)),
+        (dss.ptb("gpt", n_train=64, n_eval=64), words, (1, 8)),
+    ]
+    rows = []
+    for task, batch, sizes in cases:
+        task = task.to(device)
+        batch = batch if isinstance(batch, slice) else batch.to(task.device)
+        for n in sizes:
+            thetas = task.init(n, seeded())
+            call = partial(task.gradients, thetas, batch)
+            graph = recorded(call)
+            graph.replay()
+            again = torch.equal(call()[1], call()[1])
+            row = {"task": task.name, "networks": n, "equal_twice": again}
+            row["replay_is_equal"] = torch.equal(graph.result[1], call()[1])
+            row["called_ms"] = 1e3 * seconds(call, repeats=15)
+            row["replayed_ms"] = 1e3 * seconds(graph.replay, repeats=15)
+            rows.append(row | {"ratio": row["called_ms"] / row["replayed_ms"]})
+    return rows
 
 
 SECTIONS = (pairs, shares, settings, growth, parameters, memory, roofline, chunks, layout)
@@ -584,7 +646,7 @@ SECTIONS += (neighbours, own_networks)
 
 def main() -> None:
     """Run the sections, print their tables, write them all to one CSV."""
-    known = {f.__name__: f for f in (*SECTIONS, hundred_thousand)}
+    known = {f.__name__: f for f in (*SECTIONS, graphs, hundred_thousand)}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sections", nargs="*", choices=[*known, []], metavar="SECTION")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
@@ -602,6 +664,8 @@ def main() -> None:
         print(f"CPU, one thread unless said otherwise, torch {torch.__version__}")
     given.out.parent.mkdir(parents=True, exist_ok=True)
     tidy, begun = [], time.perf_counter()
+    if "graphs" in given.sections and device.type != "cuda":
+        parser.error("graphs needs CUDA, and the device is the CPU")
     for name in given.sections or [f.__name__ for f in SECTIONS]:
         table = pd.DataFrame(known[name](given.device))
         title, took = known[name].__doc__.splitlines()[0], time.perf_counter() - begun

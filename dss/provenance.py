@@ -86,7 +86,7 @@ def environment(device: str = "auto") -> dict:
     """Versions, commit and hardware of this process; None for what cannot be told."""
     import torch
 
-    cuda = torch.cuda.is_available() and device != "cpu"
+    cuda = torch.cuda.is_initialized() and device != "cpu"  # "auto" leaves small networks here
     commit, dirty = _commit()
     return {
         "dss": _version(),

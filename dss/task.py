@@ -434,7 +434,9 @@ class Task:
         """The same task on another device, in another precision, or with another memory budget.
 
         Args:
-            device: a torch device; `"auto"` takes CUDA where there is one; None keeps it.
+            device: a torch device; None keeps it.  `"auto"` takes CUDA where there is one and the
+                networks are large enough to gain by it (`dss.networks.memory.LEAST_FOR_GPU`): one
+                of QUAD is not, though thousands side by side are, for which say `"cuda"`.
             dtype: floating-point dtype that `init` returns; None keeps it.
             memory: MiB that work on the task may hold at a time; None keeps it.  Networks are
                 then trained and measured in groups that fit, one network at the least.
@@ -449,7 +451,9 @@ class Task:
         if isinstance(device, torch.dtype):
             device, dtype = None, device
         if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            n = size_of(self.splits["train"]) if self.splits else 1
+            gains = self.budget.gains_on_gpu(min(n, self.batch_size or n))
+            device = "cuda" if gains and torch.cuda.is_available() else "cpu"
         dtype = self.dtype if dtype is None else dtype
         try:
             device = torch.device(self.device if device is None else device)

@@ -36,7 +36,7 @@ from dss.provenance import PROJECT
 
 NOTEBOOKS = PROJECT / "notebooks"
 CLAIMS = PROJECT / "tests" / "claims"
-BENCHMARK = "tests/benchmarks/cpu.csv"
+BENCHMARK = "tests/benchmarks/{}.csv"
 WORDS = {word: k for k, word in enumerate(
     "no one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty".split())}  # fmt: skip
@@ -157,10 +157,10 @@ def faults_of_claim(claim: Claim, prose: str, read: Callable) -> list[str]:
 def scope_of(table: str, read: Callable[[str], pd.DataFrame]) -> dict:
     """What an expression may use: its table `t`, others by `read(path)`, parameters by
     `quick(notebook)` and `paper(notebook)`, `seconds(notebook, size)`, tables of the last benchmark
-    by `bench(section)`, `up`, `down`, np and pd."""
+    by `bench(section, device)`, `up`, `down`, np and pd."""
     names = {"np": np, "pd": pd, "read": read, "up": up, "down": down, "seconds": seconds}
     names |= {"quick": quick, "paper": paper}
-    names["bench"] = lambda section: bench(read(BENCHMARK), section)
+    names["bench"] = lambda section, device="cpu": bench(read(BENCHMARK.format(device)), section)
     return names | ({"t": read(table)} if table else {})
 
 

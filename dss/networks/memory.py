@@ -23,6 +23,11 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 # faster side by side, beyond 2**22 they are not (`make bench`, own_networks).
 MOST_OF_OTHERS = {"cpu": 2**21}
 
+# Numbers of one network and its activations in a gradient, below which a CPU takes less time for
+# it than a GPU for its calls: 0.6 ms against 1 on an H200 for QUAD, 6.6 against 1.8 for a small
+# CNN (`make bench`, parameters).
+LEAST_FOR_GPU = 2**15
+
 Result = TypeVar("Result")
 
 
@@ -123,6 +128,10 @@ class Budget:
     def _elements(self, n_samples: int) -> int:
         """Numbers that one network holds."""
         return self.activations_of(n_samples) + self.n_params
+
+    def gains_on_gpu(self, n_samples: int) -> bool:
+        """Whether a gradient of one network on `n_samples` is worth a GPU's calls."""
+        return self._elements(n_samples) >= LEAST_FOR_GPU
 
     def by_rows(
         self, work: Callable[[slice], Result], n: int, n_samples: int, dtype: torch.dtype

@@ -100,7 +100,7 @@ def test_every_committed_claim_fails_on_other_tables():
 def _doctored(path):
     """The committed table with other numbers, or without rows where that is what is counted."""
     table = claims.table_of(path)
-    if path == claims.BENCHMARK:
+    if path.startswith("tests/benchmarks/"):
         values = pd.to_numeric(table.value, errors="coerce")
         return table.assign(value=(-7.3 * values - 11.1).where(values.notna(), table.value))
     numbers = table.select_dtypes("number").columns

@@ -157,7 +157,7 @@ SETTINGS = {
          "when": ["after", "before"]},
         {"activation": "relu", "width": 2, "L0": [0.1, 1000], "n_pairs": 2, "n_climbs": 0,
          "L0_flat": 1000, "n_flat": 2, "diary_steps": 100, "n_diary": 5, "diary_lr": 10,
-         "residual": ["skip"], "n_images": 2, "n_eval": 2, "steps_residual": 1, "n_probes": 2,
+         "residual": ["skip"], "n_images": 2, "n_eval": 1, "steps_residual": 1, "n_probes": 2,
          "seed": 4294967},
         {"activation": "sigmoid", "width": 1, "L0": [1e-9], "n_pairs": 1, "L0_flat": 1e-9,
          "n_flat": 1, "diary_steps": 20, "n_diary": 4, "residual": ["plain"], "n_images": 3,

@@ -66,7 +66,7 @@ FLOORS = [
     {"averaged"},
     {"apart", "geometry.attempt"},
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
-    {"geometry.passes", "geometry.curvature", "geometry.alignment"},
+    {"geometry.passes", "geometry.curvature", "geometry.alignment", "geometry.noise"},
     {"studies", "problems", "geometry", "geometry.pictures"},
     {"commands"},
     {"__main__", ""},

@@ -1,0 +1,222 @@
+"""Clouds of noisy runs against what is known exactly of them."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, special
+
+import dss
+from dss.geometry import noise
+from dss.geometry.noise import cloud, smoothed_losses
+
+X = np.linspace(-2.5, 2.5, 1001)
+STEP = X[1] - X[0]
+WELLS = (X**2 - 1) ** 2
+
+
+def wells(theta):
+    return (theta[..., 0] ** 2 - 1) ** 2
+
+
+@pytest.fixture(scope="module")
+def two_wells():
+    return dss.landscape(wells, 1, "two wells")
+
+
+@pytest.fixture(scope="module")
+def bowl():
+    stiffness = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    return dss.landscape(lambda theta: (stiffness * theta**2).sum(-1) / 2, 2, "bowl")
+
+
+def test_a_cloud_in_a_bowl_has_the_variance_of_its_recursion(bowl):
+    lr, temperature, n = 0.1, 0.3, 4000
+    found = cloud(bowl, torch.zeros(n, 2, dtype=torch.float64), temperature, lr, 200).thetas
+    stiffness = torch.tensor([1.0, 4.0], dtype=torch.float64)
+    expected = temperature / (stiffness * (1 - lr * stiffness / 2))
+    errors = expected * (2 / n) ** 0.5
+    assert ((found.var(0) - expected).abs() < 4 * errors).all()
+    assert (found.mean(0).abs() < 4 * (expected / n).sqrt()).all()
+
+
+def test_a_run_does_not_depend_on_its_company(two_wells, monkeypatch):
+    thetas = torch.linspace(-1, 1, 7, dtype=torch.float64)[:, None]
+    until = {"until": lambda theta: theta[:, 0] > 1.2}
+    whole = cloud(two_wells, thetas, 0.3, 0.01, 300, at=[0, 100, 300], **until)
+    monkeypatch.setattr(noise, "NOISE_AT_A_TIME", 40)
+    part = cloud(two_wells, thetas[3:5], 0.3, 0.01, 300, first=3, at=[0, 100, 300], **until)
+    assert torch.equal(part.thetas, whole.thetas[3:5]) and torch.equal(part.steps, whole.steps[3:5])
+    assert torch.equal(part.seen, whole.seen[:, 3:5]) and torch.equal(whole.seen[0], thetas)
+    other = cloud(two_wells, thetas, 0.3, 0.01, 300, seed=1)
+    assert not torch.equal(other.thetas, whole.thetas)
+
+
+def test_without_temperature_it_is_plain_descent(bowl):
+    theta = torch.tensor([[1.0, -2.0]], dtype=torch.float64)
+    found = cloud(bowl, theta, 0, 0.1, 3)
+    expected = theta * (1 - 0.1 * torch.tensor([1.0, 4.0], dtype=torch.float64)) ** 3
+    torch.testing.assert_close(found.thetas, expected)
+    assert found.steps.tolist() == [3] and not found.arrived.any() and found.seen.shape == (0, 1, 2)
+
+
+def test_runs_end_where_they_arrive(bowl):
+    theta = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    found = cloud(bowl, theta, 0, 0.1, 50, at=[0, 1, 50], until=lambda v: v[:, 0] < 0.8)
+    assert found.steps.tolist() == [3, 0] and found.arrived.all()
+    assert found.seen[:, 0, 0].tolist() == pytest.approx([1, 0.9, 0.9**3])
+
+
+def test_temperatures_may_differ_by_run(bowl):
+    theta = torch.zeros(3, 2, dtype=torch.float64)
+    both = cloud(bowl, theta, torch.tensor([0.0, 0.1, 0.4], dtype=torch.float64), 0.1, 20).thetas
+    assert (both[0] == 0).all()
+    for run, temperature in ((1, 0.1), (2, 0.4)):
+        alone = cloud(bowl, theta[:1], temperature, 0.1, 20, first=run).thetas[0]
+        torch.testing.assert_close(both[run], alone, rtol=0, atol=0)
+
+
+def test_networks_run_too():
+    task = dss.quad(n_train=16, n_eval=16)
+    thetas = task.init(3)
+    found = cloud(task, thetas, 1e-4, 0.01, 5)
+    assert found.thetas.shape == thetas.shape and found.thetas.dtype == thetas.dtype
+    assert not torch.equal(found.thetas, thetas)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.1, 0.5, 1.0])
+def test_a_smoothed_cosine_is_a_smaller_cosine(width):
+    task = dss.landscape(lambda theta: torch.cos(3 * theta[..., 0]), 1)
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+    expected = np.exp(-4.5 * width**2) * torch.cos(3 * x[:, 0])
+    torch.testing.assert_close(smoothed_losses(task, x, width), expected, rtol=0, atol=1e-10)
+
+
+def test_a_smoothed_bowl_is_a_lifted_bowl(bowl):
+    theta = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
+    found = smoothed_losses(bowl, theta, 0.2, n_samples=20_000)
+    expected = bowl.losses(theta) + 0.02 * 5
+    torch.testing.assert_close(found, expected, rtol=0, atol=5e-3)
+
+
+def test_local_entropy_lies_between_the_lowest_and_the_mean(two_wells):
+    theta = torch.tensor([[0.0]], dtype=torch.float64)
+    mean = float(smoothed_losses(two_wells, theta, 0.3))
+    values = [float(smoothed_losses(two_wells, theta, 0.3, T)) for T in (1e-3, 0.1, 1.0, 1e6)]
+    assert 0 <= values[0] < values[1] < values[2] < mean and values[3] == pytest.approx(mean)
+    # a bowl of stiffness k: -T log E exp(-k xi^2 / 2T) = T/2 log(1 + k width^2 / T)
+    bowl = dss.landscape(lambda theta: 2 * theta[..., 0] ** 2, 1)
+    found = float(smoothed_losses(bowl, theta, 0.3, 0.5))
+    assert found == pytest.approx(0.25 * np.log(1 + 4 * 0.09 / 0.5), rel=1e-9)
+
+
+def test_a_density_settles_to_that_of_boltzmann():
+    temperature = 0.2
+    rest = noise.stationary_density(WELLS, STEP, temperature)
+    assert rest.sum() * STEP == pytest.approx(1)
+    again = noise.fokker_planck(WELLS, STEP, temperature, rest, [1.0, 50.0])
+    np.testing.assert_allclose(again, [rest, rest], rtol=0, atol=1e-7)
+    start = np.where(X < -1, rest, 0)
+    start = start / (start.sum() * STEP)
+    times = [0, 0.1, 0.5, 2, 10, 2000]
+    densities = noise.fokker_planck(WELLS, STEP, temperature, start, times)
+    np.testing.assert_allclose(densities.sum(1) * STEP, 1, rtol=1e-9)
+    energies = [noise.free_energy(p, WELLS, STEP, temperature) for p in densities]
+    assert (np.diff(energies) < 0).all() and densities.min() >= -1e-8
+    weights = np.exp(-WELLS / temperature)
+    lowest = -temperature * np.log(weights.sum() * STEP)
+    assert energies[-1] == pytest.approx(lowest, abs=1e-3)
+    assert noise.free_energy(rest, WELLS, STEP, temperature) == pytest.approx(lowest, abs=1e-12)
+
+
+def test_a_bowl_spreads_as_ornstein_and_uhlenbeck_say():
+    x, temperature = np.linspace(-4, 4, 801), 0.3
+    start = np.exp(-((x - 1) ** 2) / 0.02)
+    start = start / (start.sum() * 0.01)
+    (found,) = noise.fokker_planck(x**2 / 2, 0.01, temperature, start, [0.7])
+    mean = (found * x).sum() * 0.01
+    variance = (found * (x - mean) ** 2).sum() * 0.01
+    assert mean == pytest.approx(np.exp(-0.7), abs=1e-3)
+    decayed = np.exp(-1.4)
+    assert variance == pytest.approx(temperature * (1 - decayed) + 0.01 * decayed, rel=1e-3)
+
+
+def test_a_cloud_follows_the_equation(two_wells):
+    temperature, lr, n = 0.25, 0.004, 4000
+    found = cloud(
+        two_wells, torch.full((n, 1), -1.0).double(), temperature, lr, 1000, at=[250, 1000]
+    )
+    start = np.where(np.abs(X + 1) < STEP / 2, 1 / STEP, 0)
+    densities = noise.fokker_planck(WELLS, STEP, temperature, start, lr * found.at.numpy())
+    for density, seen in zip(densities, found.seen[:, :, 0].numpy(), strict=True):
+        for place in (-1.0, -0.5, 0.0, 0.5):
+            share = (density * (X < place)).sum() * STEP
+            error = (share * (1 - share) / n) ** 0.5 + 1e-3
+            assert abs((seen < place).mean() - share) < 4 * error + 2 * lr
+
+
+def test_kramers_time_is_the_limit_of_the_exact_one():
+    x = np.linspace(-4, 3, 7001)
+    potential, ratios = (x**2 - 1) ** 2, []
+    start, end = np.abs(x + 1).argmin(), np.abs(x - 1).argmin()
+    for temperature in (0.2, 0.1, 0.05):
+        exact = noise.mean_arrival_time(potential, x[1] - x[0], temperature, start, end)
+        ratios.append(exact / noise.kramers_time(1.0, temperature, 8.0, -4.0))
+    assert (np.diff(np.abs(np.array(ratios) - 1)) < 0).all() and abs(ratios[-1] - 1) < 0.03
+
+
+def test_the_exact_time_between_two_parabolas():
+    x = np.linspace(-9, 4, 26001)
+    potential = (np.abs(x) - 1) ** 2 / 2
+    start, end = np.abs(x + 1).argmin(), np.abs(x).argmin()
+    found = noise.mean_arrival_time(potential, x[1] - x[0], 0.1, start, end)
+
+    def inner(y):
+        return (
+            np.exp((y + 1) ** 2 / 0.2) * np.sqrt(np.pi / 20) * (1 + special.erf((y + 1) / 0.2**0.5))
+        )
+
+    assert found == pytest.approx(integrate.quad(inner, -1, 0)[0] / 0.1, rel=1e-4)
+
+
+def test_runs_escape_in_the_time_that_is_exact(two_wells):
+    temperature, lr, n = 0.4, 0.005, 800
+    start = torch.full((n, 1), -1.0, dtype=torch.float64)
+    run = cloud(two_wells, start, temperature, lr, 100_000, until=lambda theta: theta[:, 0] > 1)
+    assert run.arrived.all()
+    times = lr * run.steps.double()
+    x = np.linspace(-4, 3, 7001)
+    places = np.abs(x + 1).argmin(), np.abs(x - 1).argmin()
+    exact = noise.mean_arrival_time((x**2 - 1) ** 2, x[1] - x[0], temperature, *places)
+    assert abs(float(times.mean()) / exact - 1) < 4 / n**0.5 + 0.02  # the steps are finite
+
+
+def test_the_lower_pass_of_two_is_taken_as_often_as_kramers_says():
+    low, top = np.array([2.0, 3.0]), np.array([-1.0, 3.0])
+    slow, fast = (noise.kramers_time(b, 0.1, low, top) for b in (0.5, 0.3))
+    assert slow / fast == pytest.approx(np.exp(2))
+    assert noise.kramers_time(0, 1, [1.0], [-1.0]) == pytest.approx(2 * np.pi)
+
+
+BAD = {
+    "temperature is -1": lambda task, theta: cloud(task, theta, -1, 0.1, 1),
+    "lr is 0": lambda task, theta: cloud(task, theta, 1, 0, 1),
+    "n_steps is -1": lambda task, theta: cloud(task, theta, 1, 0.1, -1),
+    "at is 5": lambda task, theta: cloud(task, theta, 1, 0.1, 4, at=[5]),
+    "run is not finite": lambda task, theta: cloud(task, theta + 9, 1, 10.0, 40),
+    "thetas": lambda task, theta: cloud(task, theta[:, :0], 1, 0.1, 1),
+    "width is -1": lambda task, theta: smoothed_losses(task, theta, -1),
+    "temperature is 0": lambda task, theta: smoothed_losses(task, theta, 1, 0),
+    "potential": lambda task, theta: noise.stationary_density([[1.0]], 0.1, 1),
+    "step is 0": lambda task, theta: noise.stationary_density([1.0, 2.0], 0, 1),
+    "density": lambda task, theta: noise.fokker_planck([1.0, 2.0], 1, 1, [1.0], [0]),
+    "a time is -1": lambda task, theta: noise.fokker_planck([1.0, 2.0], 1, 1, [1.0, 0], [-1]),
+    "start is 3": lambda task, theta: noise.mean_arrival_time([0.0, 1, 2, 3], 1, 1, 3, 2),
+    "low is": lambda task, theta: noise.kramers_time(1, 1, [-1.0], [-1.0]),
+    "top is": lambda task, theta: noise.kramers_time(1, 1, [1.0], [1.0]),
+}
+
+
+@pytest.mark.parametrize("said", BAD)
+def test_bad_input_is_refused(said, two_wells):
+    with pytest.raises(ValueError, match=said):
+        BAD[said](two_wells, torch.zeros(2, 1, dtype=torch.float64))

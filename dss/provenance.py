@@ -82,11 +82,18 @@ def imported_modules(text: str, name: str, modules: Collection[str]) -> set[str]
     return targets & set(modules)
 
 
-def environment(device: str = "auto") -> dict:
-    """Versions, commit and hardware of this process; None for what cannot be told."""
+def environment(device: str = "auto", is_here: bool = True) -> dict:
+    """Versions, commit and hardware of this process; None for what cannot be told.
+
+    Args:
+        device: `"cpu"` where a GPU was not to be used.
+        is_here: the work was done in this process, which knows whether it used the GPU; otherwise
+            the one that the machine has is named.
+    """
     import torch
 
-    cuda = torch.cuda.is_initialized() and device != "cpu"  # "auto" leaves small networks here
+    used = torch.cuda.is_initialized() if is_here else torch.cuda.is_available()
+    cuda = used and device != "cpu"  # "auto" leaves small networks on the CPU
     commit, dirty = _commit()
     return {
         "dss": _version(),

@@ -250,3 +250,36 @@ def test_float32_is_whole_until_the_last_thread_has_left():
     thread.start()
     first.wait(60)
     assert leaves_last() == within and told_by_torch() == before
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_what_is_inherited_stays_inherited():
+    operations = torch.backends.cudnn.conv, torch.backends.mkldnn.matmul
+    before = [operation.fp32_precision for operation in operations]
+    try:
+        torch.backends.fp32_precision = "tf32"
+        modes.in_usual_mode(lambda: None)()
+        torch.backends.fp32_precision = "ieee"
+        found = [operation.fp32_precision for operation in operations]
+        assert found[1] == "ieee" and found[0] in ("ieee", before[0])
+    finally:
+        torch.backends.fp32_precision = "none"
+        for operation, value in zip(operations, before, strict=True):
+            operation.fp32_precision = value
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_switch_that_cannot_be_set_leaves_all_as_they_were(error, monkeypatch):
+    def refuses(value):
+        raise error("no")
+
+    first, *others = modes.SWITCHES
+    monkeypatch.setattr(modes, "SWITCHES", (first, (lambda: None, refuses, "y"), *others))
+    torch.set_float32_matmul_precision("high")
+    try:
+        for _ in range(2):  # the second call is refused as the first
+            with pytest.raises(error, match="no"):
+                modes.in_usual_mode(lambda: None)()
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

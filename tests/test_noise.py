@@ -1,12 +1,14 @@
 """Clouds of noisy runs against what is known exactly of them."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from scipy import integrate, special
 
 import dss
-from dss.geometry import noise
+from dss.geometry import critical_point, noise, spectrum
 from dss.geometry.noise import cloud, smoothed_losses
 
 X = np.linspace(-2.5, 2.5, 1001)
@@ -190,11 +192,74 @@ def test_runs_escape_in_the_time_that_is_exact(two_wells):
     assert abs(float(times.mean()) / exact - 1) < 4 / n**0.5 + 0.02  # the steps are finite
 
 
-def test_the_lower_pass_of_two_is_taken_as_often_as_kramers_says():
+def test_runs_in_the_plane_take_the_pass_that_kramers_names():
+    def two_passes(theta):
+        y = theta[..., 1]
+        return 2 * ((theta**2).sum(-1) - 1) ** 2 + y**2 / 2 + 0.15 * y**3
+
+    task, n, temperature = dss.landscape(two_passes, 2, "two passes"), 400, 0.2
+    start = torch.tensor([[1.0, 0.0]], dtype=torch.float64).repeat(n, 1)
+    run = cloud(task, start, temperature, 0.01, 10**6, until=lambda theta: theta[:, 0] < -0.5)
+    low, tops = spectrum(task, start[0]).eigenvalues, []
+    for y in (-0.9, 0.9):
+        top = critical_point(task, torch.tensor([0.0, y], dtype=torch.float64))
+        curved = spectrum(task, top.theta).eigenvalues
+        tops.append((top.loss, noise.kramers_time(top.loss, temperature, low, curved)))
+    (lower, slow_lower), (upper, slow_upper) = tops
+    share = float((run.thetas[:, 1] < 0).double().mean())
+    expected = slow_upper / (slow_lower + slow_upper)
+    by_barriers = 1 / (1 + np.exp(-(upper - lower) / temperature))
+    error = (share * (1 - share) / n) ** 0.5
+    assert run.arrived.all() and abs(share - expected) < 2 * error < abs(share - by_barriers)
+
+
+def test_kramers_time_knows_curvatures():
     low, top = np.array([2.0, 3.0]), np.array([-1.0, 3.0])
     slow, fast = (noise.kramers_time(b, 0.1, low, top) for b in (0.5, 0.3))
     assert slow / fast == pytest.approx(np.exp(2))
     assert noise.kramers_time(0, 1, [1.0], [-1.0]) == pytest.approx(2 * np.pi)
+    flat = noise.kramers_time(0.5, 0.1, low, np.array([-1.0, 12.0]))
+    assert flat / slow == pytest.approx(2)
+
+
+def test_local_entropy_of_a_bowl_in_the_plane(bowl):
+    found = float(smoothed_losses(bowl, torch.zeros(1, 2).double(), 0.3, 0.5, n_samples=20_000))
+    expected = 0.25 * np.log([1 + 0.09 / 0.5, 1 + 0.36 / 0.5]).sum()
+    assert found == pytest.approx(expected, rel=2e-2)
+
+
+def test_a_sharp_mean_for_one_parameter_is_right(two_wells):
+    theta, T = torch.zeros(1, 1, dtype=torch.float64), 0.001
+    x = np.linspace(-8, 8, 400_001)
+    exact = -T * special.logsumexp(-(x**2) / 2 - (x**2 - 1) ** 2 / T)
+    exact += T * special.logsumexp(-(x**2) / 2)
+    assert float(smoothed_losses(two_wells, theta, 1.0, T)) == pytest.approx(exact, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "until",
+    [
+        lambda theta: (theta[:, 0] > 0).long(),
+        lambda theta: True,
+        lambda theta: theta > 0,
+        lambda theta: [False, False],
+    ],
+)
+def test_until_gives_a_flag_for_each_run(until, two_wells):
+    with pytest.raises(TypeError, match=r"bool \(2,\) is needed"):
+        cloud(two_wells, torch.zeros(2, 1, dtype=torch.float64), 0.1, 0.01, 5, until=until)
+
+
+def test_until_cannot_move_a_run(bowl):
+    theta = torch.ones(2, 2, dtype=torch.float64)
+    found = cloud(bowl, theta, 0, 0.1, 2, until=lambda v: v.zero_()[:, 0] > 1)
+    assert torch.equal(found.thetas, cloud(bowl, theta, 0, 0.1, 2).thetas)
+
+
+def test_large_seeds_are_told_apart(two_wells):
+    theta = torch.zeros(1, 1, dtype=torch.float64)
+    ends = {float(cloud(two_wells, theta, 1, 0.01, 3, seed=2**63 - k).thetas) for k in (1, 2, 3)}
+    assert len(ends) == 3
 
 
 BAD = {
@@ -211,6 +276,15 @@ BAD = {
     "density": lambda task, theta: noise.fokker_planck([1.0, 2.0], 1, 1, [1.0], [0]),
     "a time is -1": lambda task, theta: noise.fokker_planck([1.0, 2.0], 1, 1, [1.0, 0], [-1]),
     "start is 3": lambda task, theta: noise.mean_arrival_time([0.0, 1, 2, 3], 1, 1, 3, 2),
+    "seed is 9223372036854775808": lambda task, theta: cloud(task, theta, 1, 0.1, 1, seed=2**63),
+    "thetas has 0 rows": lambda task, theta: cloud(task, theta[:0], 1, 0.1, 1),
+    "temperature": lambda task, theta: cloud(task, theta, torch.ones(3), 0.1, 1),
+    "temperature is inf": lambda task, theta: cloud(task, theta, np.inf, 0.1, 1),
+    "rests on": lambda task, theta: smoothed_losses(dss.quad(), dss.quad().init(1), 1.0, 1e-3),
+    "density (2, 1)": lambda task, theta: noise.free_energy([[1.0], [1]], [1.0, 2.0], 1, 1),
+    "density (2,)": lambda task, theta: noise.free_energy([-1.0, 1], [1.0, 2.0], 1, 1),
+    "the grid begins": lambda task, theta: noise.mean_arrival_time([0.0, 1, 2], 1, 1, 0, 2),
+    "no finite number": lambda task, theta: noise.kramers_time(1, 1e-3, [1.0], [-1.0]),
     "low is": lambda task, theta: noise.kramers_time(1, 1, [-1.0], [-1.0]),
     "top is": lambda task, theta: noise.kramers_time(1, 1, [1.0], [1.0]),
 }
@@ -218,5 +292,5 @@ BAD = {
 
 @pytest.mark.parametrize("said", BAD)
 def test_bad_input_is_refused(said, two_wells):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=re.escape(said)):
         BAD[said](two_wells, torch.zeros(2, 1, dtype=torch.float64))

@@ -88,6 +88,13 @@ def test_every_file_is_what_its_manifest_says(size):
     assert found == digests
 
 
+def test_no_output_names_a_place_of_the_machine_it_came_from(notebook):
+    """A warning of a library, say, which also changes from version to version."""
+    for cell in code_cells(notebook[0]):
+        text = json.dumps(cell.outputs)
+        assert "site-packages" not in text and '"stderr"' not in text, cell.source
+
+
 def test_every_picture_is_described(notebook):
     """The read-along page takes alternative texts from here."""
     drawing = [cell for cell in code_cells(notebook[0]) if "run.figure(" in cell.source]

@@ -1,8 +1,10 @@
 """Curvature of the loss at a network: the spectrum of its Hessian, exact or from both ends."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -323,9 +325,19 @@ def _products(parts: list[Callable], theta: Tensor) -> Callable[[Tensor], Tensor
     return apply
 
 
+@cache
+def _load_forward_mode() -> None:
+    """Let torch load what forward derivatives need, which warns of its own code the first time."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one = torch.ones(())
+        torch.func.jvp(torch.sin, (one,), (one,))
+
+
 def _hessian(parts: list[Callable], theta: Tensor) -> Tensor:
     """The whole matrix, `(P, P)`."""
     try:
+        _load_forward_mode()
         hessian = sum(torch.func.hessian(part)(theta) for part in parts)
     except RuntimeError:  # what vmap or forward mode cannot run
         apply = _products(parts, theta)

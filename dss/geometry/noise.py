@@ -17,15 +17,15 @@ from dss.checks import (
     check_number,
     check_theta,
     check_whole,
-    numbers_of,
+    per_pair,
 )
 from dss.networks.modes import in_usual_mode
 from dss.task import Task, check_task
 
-N_NODES = (
-    96  # of the quadrature for one parameter: exact up to some seven widths of a cosine's wave
-)
+N_NODES = 8_001  # of the grid on which one parameter's noise is summed, eight widths to each side
+LEAST_SAMPLES = 8.0  # on which a mean of exp(-loss / T) must rest
 NOISE_AT_A_TIME = 2**22  # random numbers that are drawn at a time
+MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,8 @@ def cloud(
 
     The noise of a run follows from `seed` and its number alone, so that it does not depend on how
     many others run beside it.  Gradients are those of the whole training sample: what is random
-    here is the added noise, not the choice of a batch.
+    here is the added noise, not the choice of a batch.  A run takes a generator of its own, about
+    a kilobyte.
 
     Args:
         task: gives the gradients.
@@ -72,44 +73,53 @@ def cloud(
         temperature: T >= 0, in the unit of the loss; one for all, or `(N,)`.
         lr: the step, > 0.
         n_steps: most steps of a run.
-        seed: of the noise, >= 0.
-        first: number of the first run; the others follow it.
+        seed: of the noise, from 0 to 2**63 - 1.
+        first: number of the first run, likewise; the others follow it.
         at: steps at which the runs are looked at, from 0 to n_steps.
-        until: given `(N, P)`, says which runs have arrived, `(N,)` bool; those end.
+        until: given those that still run, `(n, P)`, says which have arrived, `(n,)` bool; they end.
 
     Returns:
-        `Cloud`, on the task's device.
+        `Cloud`; its thetas are on the task's device.
 
     Raises:
-        TypeError: thetas or a number that is none.
-        ValueError: an argument out of range, or a run that is not finite: lr is too large.
+        TypeError: thetas or a number that is none; until gives something else than flags.
+        ValueError: an argument out of range, a task with noise of its own, or a run that is not
+            finite: lr is too large.
 
     Source: Welling and Teh 2011; Mandt, Hoffman and Blei 2017.
     """
     check_task(task)
     thetas = check_theta(thetas, "thetas", (None, task.n_params), finite=True).detach()
-    n, lr = len(thetas), check_number(lr, "lr", lambda v: 0 < v < np.inf, "a finite number > 0")
-    n_steps, first = check_whole(n_steps, "n_steps", 0), check_whole(first, "first", 0)
-    seed = check_whole(seed, "seed", 0)
+    if not (n := len(thetas)):
+        raise ValueError("thetas has 0 rows; at least one run is needed")
+    if task.noise is not None:
+        raise ValueError(f"{task.name} has noise of its own in training; a task without is needed")
+    lr = check_number(lr, "lr", lambda v: 0 < v < np.inf, "a finite number > 0")
+    n_steps = check_whole(n_steps, "n_steps", 0)
+    seed, first = (
+        check_whole(v, name, 0, MOST_SEED) for v, name in ((seed, "seed"), (first, "first"))
+    )
     looks = sorted({check_whole(step, "at", 0, n_steps) for step in at})
-    temperature = numbers_of(temperature, "temperature").double().expand(n)
-    if not bool(((temperature >= 0) & temperature.isfinite()).all()):
-        raise ValueError(f"temperature is {float(temperature.min())}; it must be finite and >= 0")
-    theta = thetas.to(task.device).clone()
+    temperature = per_pair(temperature, n, "temperature")
+    for value in temperature.tolist():
+        check_number(value, "temperature", lambda v: 0 <= v < np.inf, "finite and >= 0")
+    theta, is_look = thetas.to(task.device).clone(), set(looks)
     width = (2 * lr * temperature).sqrt().to(theta)[:, None]  # (N, 1)
     ended, steps = theta.clone(), torch.full((n,), n_steps, dtype=torch.int64)
     arrived, rows, seen = torch.zeros(n, dtype=torch.bool), torch.arange(n), []
     noise = _Noise(seed, first, n, task.n_params)
     for step in range(n_steps + 1):
-        if until is not None and len(rows):
-            there = until(theta).cpu()
+        if until is not None:
+            there = _flags(until(theta.clone()), len(rows))
             gone = rows[there]
             ended[gone.to(theta.device)], steps[gone], arrived[gone] = theta[there], step, True
             rows, theta, width = rows[~there], theta[~there], width[~there]
-        if step in looks:
+        if step in is_look:
             ended[rows.to(theta.device)] = theta
             seen.append(ended.clone())
         if step == n_steps or not len(rows):
+            break
+        if noise.is_used_up(step) and not bool(theta.isfinite().all()):
             break
         xi = noise.of(step, rows).to(theta)
         theta = theta - lr * task.gradients(theta)[1] + width * xi
@@ -122,18 +132,30 @@ def cloud(
     return Cloud(ended, steps, arrived, at, seen)
 
 
+def _flags(there: Tensor, n: int) -> Tensor:
+    """What `until` gave, on the CPU; TypeError for something else than one flag a run."""
+    if not isinstance(there, Tensor) or there.dtype != torch.bool or there.shape != (n,):
+        shape = tuple(getattr(there, "shape", ()))
+        raise TypeError(f"until gave a {type(there).__name__} {shape}; bool ({n},) is needed")
+    return there.cpu()
+
+
 class _Noise:
     """Normal numbers of N runs, each from a generator of its own, drawn for many steps at once."""
 
     def __init__(self, seed: int, first: int, n: int, n_params: int):
-        keys = [[seed, first + run] for run in range(n)]
+        keys = [np.array([seed, first + run], dtype=np.uint64) for run in range(n)]
         self.draws = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
         self.shape = max(1, NOISE_AT_A_TIME // (n * n_params)), n_params
         self.begin, self.block = 0, np.empty((0, n, n_params))
 
+    def is_used_up(self, step: int) -> bool:
+        """Whether the next numbers must be drawn."""
+        return step >= self.begin + len(self.block)
+
     def of(self, step: int, rows: Tensor) -> Tensor:
         """Those of one step for some of the runs, `(len(rows), P)` float64; steps only rise."""
-        if step >= self.begin + len(self.block):
+        if self.is_used_up(step):
             block = np.zeros((self.shape[0], len(self.draws), self.shape[1]))
             for row in rows.tolist():  # a run that has ended draws no more
                 block[:, row] = self.draws[row].standard_normal(self.shape)
@@ -150,26 +172,28 @@ def smoothed_losses(
     n_samples: int = 256,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The loss about each network, averaged over Gaussian noise of a width in every parameter.
+    """The metric about each network, averaged over Gaussian noise of a width in every parameter.
 
-    At an infinite temperature it is the mean of the loss, what SGD descends in the picture of
-    Kleinberg, Li and Yuan.  At a finite one it is the local entropy of Chaudhari et al., with its
-    sign turned: `-T log mean exp(-loss / T)`, which low places nearby pull down.
+    At an infinite temperature it is the mean.  At a finite one it is the local entropy of Chaudhari
+    et al., with its sign turned: `-T log mean exp(-loss / T)`, which low places nearby pull down.
+    With more than one parameter and a low temperature few samples make all of that mean; the value
+    then lies above the true one, and where fewer than eight count it is refused.
 
     Args:
-        task: gives the losses of the training sample.
+        task: gives the metric on the training sample.
         thetas: `(N, P)`.
         width: standard deviation of the noise, >= 0.
         temperature: T > 0.
         n_samples: noise drawn, the same for all networks and each with both signs, where there is
-            more than one parameter; for one parameter a quadrature takes its place.
+            more than one parameter; for one parameter a sum over a fine grid takes its place.
         generator: CPU generator of the noise; a new one with seed 0 by default.
 
     Returns:
         `(N,)` float64, on the CPU.
 
     Raises:
-        TypeError, ValueError: an argument out of range.
+        TypeError: an argument that is no number.
+        ValueError: an argument out of range, or a mean that rests on fewer than eight samples.
 
     Source: Kleinberg, Li and Yuan 2018; Chaudhari et al. 2017.
     """
@@ -179,8 +203,8 @@ def smoothed_losses(
     temperature = check_number(temperature, "temperature", lambda v: v > 0, "> 0")
     n_samples, generator = check_whole(n_samples, "n_samples", 1), check_generator(generator)
     if task.n_params == 1:
-        nodes, weights = np.polynomial.hermite_e.hermegauss(N_NODES)
-        xi, weights = torch.from_numpy(nodes)[:, None], torch.from_numpy(weights / weights.sum())
+        xi = torch.linspace(-8, 8, N_NODES, dtype=torch.float64)[:, None]
+        weights = torch.softmax(-(xi[:, 0] ** 2) / 2, 0)
     else:
         xi = torch.randn(n_samples, task.n_params, generator=generator, dtype=torch.float64)
         xi, weights = torch.cat([xi, -xi]), torch.full((2 * n_samples,), 0.5 / n_samples)
@@ -189,13 +213,21 @@ def smoothed_losses(
         losses = task.losses(theta + width * xi.to(theta), split="train").double().cpu()
         if np.isinf(temperature):
             values.append(weights @ losses)
-        else:
-            values.append(-temperature * torch.logsumexp(weights.log() - losses / temperature, 0))
+            continue
+        logs = weights.log() - losses / temperature
+        values.append(-temperature * torch.logsumexp(logs, 0))
+        n_counted = float(1 / torch.softmax(logs, 0).square().sum())
+        if width and task.n_params > 1 and n_counted < min(LEAST_SAMPLES, len(losses)):
+            raise ValueError(
+                f"temperature is {temperature} and width {width}: the mean rests on "
+                f"{n_counted:.1f} of {len(losses)} samples; a higher temperature, a smaller width "
+                "or more samples are needed"
+            )
     return torch.stack(values) if values else torch.empty(0, dtype=torch.float64)
 
 
 def stationary_density(potential: np.ndarray, step: float, temperature: float) -> np.ndarray:
-    """Where a cloud of runs settles: exp(-V / T), normalised to a sum of one over `step`.
+    """Where a cloud of runs settles: exp(-V / T), normalised so that its sum times `step` is one.
 
     Args:
         potential: `(n,)`, the loss V on a grid.
@@ -226,7 +258,8 @@ def fokker_planck(
 
     `dp/dt = d/dx (V' p) + T d^2p/dx^2`, with walls that nothing crosses at both ends of the grid,
     as jumps between neighbouring points in detailed balance: mass is kept, exp(-V / T) stays as it
-    is, and free energy falls, for any step.
+    is, and free energy falls, for any step of the grid.  In time it is solved to a relative 1e-8 of
+    the highest density, so that a density of nothing may be that much below zero.
 
     Args:
         potential: `(n,)`, the loss V on a grid.
@@ -240,6 +273,7 @@ def fokker_planck(
 
     Raises:
         TypeError, ValueError: a potential or density that is none, or a number out of range.
+        RuntimeError: SciPy cannot solve it: the potential rises too steeply from point to point.
 
     Source: Risken, The Fokker-Planck Equation (1989).
     """
@@ -247,9 +281,7 @@ def fokker_planck(
     from scipy.integrate import solve_ivp
 
     potential, step, temperature = _checked(potential, step, temperature)
-    density = np.asarray(density, dtype=float)
-    if density.shape != potential.shape or not (density >= 0).all():
-        raise ValueError(f"density {density.shape}; numbers >= 0, {potential.shape}, are needed")
+    density = _density(density, potential)
     times = np.array([check_number(t, "a time", lambda v: 0 <= v < np.inf, ">= 0") for t in times])
     rise = np.diff(potential) / (2 * temperature)
     up, down = (temperature / step**2 * np.exp(sign * rise) for sign in (-1, 1))  # rates of jumps
@@ -259,7 +291,13 @@ def fokker_planck(
     if not moments.any():
         return np.tile(density, (len(times), 1))
     options = {"method": "BDF", "jac": rates, "rtol": 1e-8, "atol": 1e-10 * density.max()}
-    found = solve_ivp(lambda _, p: rates @ p, (0, moments[-1]), density, t_eval=moments, **options)
+    try:
+        span = 0, moments[-1]
+        found = solve_ivp(lambda _, p: rates @ p, span, density, t_eval=moments, **options)
+    except RuntimeError as error:
+        raise RuntimeError(f"{error}; a finer grid or a higher temperature helps") from error
+    if not found.success:
+        raise RuntimeError(f"{found.message}; a finer grid or a higher temperature helps")
     return found.y.T[places]
 
 
@@ -273,10 +311,10 @@ def free_energy(
         potential, step, temperature: as in `stationary_density`.
 
     Raises:
-        TypeError, ValueError: a potential that is none, or a number out of range.
+        TypeError, ValueError: a potential or density that is none, or a number out of range.
     """
     potential, step, temperature = _checked(potential, step, temperature)
-    density = np.asarray(density, dtype=float)
+    density = _density(density, potential, least=-1e-6)
     entropy = -np.where(density > 0, density * np.log(np.where(density > 0, density, 1)), 0)
     return float(((density * potential) - temperature * entropy).sum() * step)
 
@@ -286,7 +324,8 @@ def mean_arrival_time(
 ) -> float:
     """The mean time from one point of a grid to another, exact for one parameter.
 
-    Behind the start the grid should go on so far that exp(-V / T) is nothing at its first point.
+    Behind the start the grid must go on so far that exp(-V / T) is next to nothing at its first
+    point.
 
     Args:
         potential, step, temperature: as in `stationary_density`.
@@ -296,7 +335,8 @@ def mean_arrival_time(
         Time in units of `lr` times gradient steps.
 
     Raises:
-        TypeError, ValueError: a potential that is none, or a number or place out of range.
+        TypeError, ValueError: a potential that is none, a number or place out of range, a grid that
+            ends too early behind the start, or a time that is no finite number.
 
     Source: Risken, The Fokker-Planck Equation (1989).
     """
@@ -305,6 +345,10 @@ def mean_arrival_time(
     start = check_whole(start, "start", 0, end - 1)
     level = (potential - potential[: end + 1].min()) / temperature
     weights = np.exp(-level)
+    if weights[0] > 1e-6 * weights[: end + 1].max():
+        raise ValueError(f"the grid begins at a weight of {weights[0]:.2g}; it must go on further")
+    if level[start : end + 1].max() > 700:
+        raise ValueError(f"temperature is {temperature}; the time is no finite number")
     below = step * (np.cumsum(weights) - weights / 2)  # up to each point
     inner = np.exp(level[start : end + 1]) * below[start : end + 1]
     return float(np.trapezoid(inner, dx=step) / temperature)
@@ -339,6 +383,8 @@ def kramers_time(barrier: float, temperature: float, low: np.ndarray, top: np.nd
         raise ValueError(f"low is {low}; as many eigenvalues as at the pass are needed, all > 0")
     if (top < 0).sum() != 1 or not (top != 0).all():
         raise ValueError(f"top is {top}; one eigenvalue < 0 and no other, and none of 0, is needed")
+    if barrier / temperature > 700:
+        raise ValueError(f"temperature is {temperature}; the time is no finite number")
     ratio = np.exp((np.log(np.abs(top)).sum() - np.log(low).sum()) / 2)
     return float(2 * np.pi / -top.min() * ratio * np.exp(barrier / temperature))
 
@@ -354,3 +400,15 @@ def _checked(potential, step, temperature) -> tuple[np.ndarray, float, float]:
         step,
         check_number(temperature, "temperature", lambda v: 0 < v < np.inf, "> 0"),
     )
+
+
+def _density(density, potential: np.ndarray, least: float = 0.0) -> np.ndarray:
+    """A density on the grid of a potential; ValueError for what is none."""
+    density = np.asarray(density, dtype=float)
+    is_right = density.shape == potential.shape and np.isfinite(density).all()
+    if not is_right or density.max() <= 0 or density.min() < least * density.max():
+        raise ValueError(
+            f"density {density.shape}; finite numbers >= 0 and not all 0, of shape "
+            f"{potential.shape}, are needed"
+        )
+    return density

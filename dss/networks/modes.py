@@ -1,8 +1,9 @@
 """Modes of torch that a caller may be in, and in which results would be others."""
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, wraps
 
 import torch
@@ -11,11 +12,13 @@ _here = threading.local()
 
 
 class _FullFloat32:
-    """float32 as float32, and the same kernels at every call; threads may be within it together.
+    """float32 as float32, and cuDNN's kernels that repeat; threads may be within it together.
 
     cuDNN by default rounds the factors of convolutions and recurrent layers to the ten bits of
     TF32, and adds in any order: gradients are then off by a hundredth, and others at every call.
-    A caller may have set the like for matrix products, on CPUs too.
+    A caller may have set the like for matrix products, on CPUs too.  The switches are those of the
+    process, other threads see them meanwhile.  Sums that a network makes by other kernels (scatter,
+    some interpolations) may still come out in any order.
     """
 
     def __init__(self):
@@ -23,27 +26,42 @@ class _FullFloat32:
 
     def __enter__(self):
         with self.lock:
-            self.n_inside += 1
-            if self.n_inside == 1:
+            if self.n_inside == 0:
                 self.before = [(write, _told(read)) for read, write, _ in SWITCHES]
-                for _, write, value in SWITCHES:
-                    write(value)
+                try:
+                    for _, write, value in SWITCHES:
+                        _quietly(write, value)
+                except BaseException:
+                    self._restore()
+                    raise
+            self.n_inside += 1
 
     def __exit__(self, *_):
         with self.lock:
             self.n_inside -= 1
             if self.n_inside == 0:
-                for write, value in self.before:
-                    if value is not None:
-                        write(value)
+                self._restore()
+
+    def _restore(self) -> None:
+        for write, value in self.before:
+            if value is not None:
+                with suppress(RuntimeError):  # the others are to be restored as well
+                    _quietly(write, value)
 
 
 def _told(read: Callable) -> bool | str | None:
     """What a switch of torch says; None where it cannot, since parts of it were set apart."""
     try:
-        return read()
+        return _quietly(read)
     except RuntimeError:
         return None
+
+
+def _quietly(call: Callable, *arguments):
+    """A call without torch's advice to use newer switches; some versions give it at every one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return call(*arguments)
 
 
 def _attribute(place: object, name: str, value: bool | str) -> tuple[Callable, Callable, object]:
@@ -60,8 +78,17 @@ def _switches() -> Iterator[tuple[Callable, Callable, bool | str]]:
     for name, value in (("allow_tf32", False), ("benchmark", False), ("deterministic", True)):
         yield _attribute(cudnn, name, value)
     if hasattr(torch.backends, "fp32_precision"):
-        operations = cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn
-        yield from (_attribute(operation, "fp32_precision", "ieee") for operation in operations)
+        for place, parts in ((cuda, "matmul"), (cudnn, "conv rnn"), (mkldnn, "matmul conv rnn")):
+            for part in parts.split():
+                operation = getattr(place, part)
+                _, write, value = _attribute(operation, "fp32_precision", "ieee")
+                yield partial(_own_precision, operation), write, value
+
+
+def _own_precision(operation: object) -> str:
+    """The precision of an operation; "none" where it is that of all torch, and so inherited."""
+    own, of_all = operation.fp32_precision, torch.backends.fp32_precision
+    return "none" if own == of_all else own
 
 
 SWITCHES, full_float32 = tuple(_switches()), _FullFloat32()

@@ -392,7 +392,7 @@ def write_table(out, rows, path, versions, grid, fixed, n_jobs, errors) -> None:
         "failed": errors,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-        **environment(),
+        **environment(is_here=False),
     }
     write(out / "sweep.json", (json.dumps(summary, indent=1) + "\n").encode())
 

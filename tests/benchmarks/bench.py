@@ -517,7 +517,9 @@ def own_networks(device: str) -> list[dict]:
         row["seconds_ratio"] = ratio_of_seconds(calls["task"], calls["plain"])
         row |= {"MiB_ratio": MiB["task"] / MiB["plain"], "plain_MiB": MiB["plain"]}
         net, x, y = made(*BROUGHT[name])
-        rows.append(row | {"MiB_to_make": MiB_of_tensors(partial(task_of, net, (x, y), (x, y)))})
+        if not torch.cuda.is_initialized():  # a task is made on the CPU
+            row["MiB_to_make"] = MiB_of_tensors(partial(task_of, net, (x, y), (x, y)))
+        rows.append(row)
         lower = gradient_of(name, "task", device, "bfloat16")
         row = {"network": name, "what": "gradient, float32 over bfloat16"}
         rows.append(row | {"seconds_ratio": ratio_of_seconds(calls["task"], lower)})
@@ -549,7 +551,7 @@ def side_by_side(name: str, device: str) -> list[dict]:
 def spent() -> float:
     """Seconds of this thread, which other jobs delay but do not use; with CUDA, until it is done
     with what it was given, by the clock."""
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_initialized():
         return time.thread_time()
     torch.cuda.synchronize()
     return time.perf_counter()
@@ -572,7 +574,7 @@ def ratio_of_seconds(one, other, repeats: int = 5) -> float:
 def MiB_of_tensors(call) -> float:
     """The most that tensors hold at a time during a call, beside those that were there before."""
     call()  # what is made once, the gradients of a plain loop, is there already
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
@@ -657,7 +659,9 @@ def main() -> None:
     if given.peak:
         print(*peak(given.device, *given.peak))
         return
-    device = dss.quad().to(given.device).device
+    if given.device == "auto":
+        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(given.device)
     if device.type == "cuda":
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     else:

@@ -435,8 +435,9 @@ class Task:
 
         Args:
             device: a torch device; None keeps it.  `"auto"` takes CUDA where there is one and the
-                networks are large enough to gain by it (`dss.networks.memory.LEAST_FOR_GPU`): one
-                of QUAD is not, though thousands side by side are, for which say `"cuda"`.
+                networks are so large that one alone gains by it: 2**18 numbers in a gradient
+                (`dss.networks.memory.LEAST_FOR_GPU`), as a small CNN of MNIST has and an MLP has
+                not.  Many MLPs side by side gain as well, for which say `"cuda"`.
             dtype: floating-point dtype that `init` returns; None keeps it.
             memory: MiB that work on the task may hold at a time; None keeps it.  Networks are
                 then trained and measured in groups that fit, one network at the least.

@@ -232,7 +232,7 @@ def test_to_makes_a_new_task(seeded):
     assert task.dtype == task.splits["test"][0].dtype == torch.float32
     assert task.to("cpu").device == torch.device("cpu")
     expected = "cuda" if torch.cuda.is_available() else "cpu"
-    assert dss.digits().to("auto").init(1, seeded()).device.type == expected
+    assert dss.mnist("cnn").to("auto").init(1, seeded()).device.type == expected
     assert dss.digits().to(dtype=torch.float64).splits["train"][1].dtype == torch.int64
     with pytest.raises(TypeError, match="torch.int64"):
         task.to(dtype=torch.int64)
@@ -244,7 +244,7 @@ def test_small_networks_stay_on_the_cpu_unless_told(monkeypatch):
         assert small.to("auto").device.type == "cpu"
     if not torch.cuda.device_count():
         with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
-            dss.digits().to("auto")
+            dss.mnist("cnn").to("auto")
 
 
 def test_losses_check_their_arguments(quad64):

@@ -23,10 +23,10 @@ CHUNK_ELEMENTS = {"cpu": 2**22, "cuda": 2**28}
 # faster side by side, beyond 2**22 they are not (`make bench`, own_networks).
 MOST_OF_OTHERS = {"cpu": 2**21}
 
-# Numbers of one network and its activations in a gradient, below which a CPU takes less time for
-# it than a GPU for its calls: 0.6 ms against 1 on an H200 for QUAD, 6.6 against 1.8 for a small
-# CNN (`make bench`, parameters).
-LEAST_FOR_GPU = 2**15
+# Numbers of one network and its activations in a gradient, below which a CPU core takes less time
+# for it than an H200 for its calls: a QUAD network takes 0.2 ms against 0.6, an MLP of MNIST 0.5
+# against 1.2, a small CNN 4.2 against 1.6 ms (`make bench`, roofline and chunks).
+LEAST_FOR_GPU = 2**18
 
 Result = TypeVar("Result")
 

@@ -246,7 +246,7 @@ def test_a_sharp_mean_for_one_parameter_is_right(two_wells):
     ],
 )
 def test_until_gives_a_flag_for_each_run(until, two_wells):
-    with pytest.raises(TypeError, match=r"bool \(2,\) is needed"):
+    with pytest.raises(TypeError, match=r"a tensor \(2,\) of torch.bool is needed"):
         cloud(two_wells, torch.zeros(2, 1, dtype=torch.float64), 0.1, 0.01, 5, until=until)
 
 

@@ -119,7 +119,7 @@ def cloud(
             seen.append(ended.clone())
         if step == n_steps or not len(rows):
             break
-        if noise.is_used_up(step) and not bool(theta.isfinite().all()):
+        if step % 256 == 0 and not bool(theta.isfinite().all()):
             break
         xi = noise.of(step, rows).to(theta)
         theta = theta - lr * task.gradients(theta)[1] + width * xi
@@ -135,8 +135,9 @@ def cloud(
 def _flags(there: Tensor, n: int) -> Tensor:
     """What `until` gave, on the CPU; TypeError for something else than one flag a run."""
     if not isinstance(there, Tensor) or there.dtype != torch.bool or there.shape != (n,):
-        shape = tuple(getattr(there, "shape", ()))
-        raise TypeError(f"until gave a {type(there).__name__} {shape}; bool ({n},) is needed")
+        kind = f"{type(there).__name__} {tuple(getattr(there, 'shape', ()))}"
+        kind += f" of {there.dtype}" if isinstance(there, Tensor) else ""
+        raise TypeError(f"until gave a {kind}; a tensor ({n},) of torch.bool is needed")
     return there.cpu()
 
 
@@ -149,13 +150,9 @@ class _Noise:
         self.shape = max(1, NOISE_AT_A_TIME // (n * n_params)), n_params
         self.begin, self.block = 0, np.empty((0, n, n_params))
 
-    def is_used_up(self, step: int) -> bool:
-        """Whether the next numbers must be drawn."""
-        return step >= self.begin + len(self.block)
-
     def of(self, step: int, rows: Tensor) -> Tensor:
         """Those of one step for some of the runs, `(len(rows), P)` float64; steps only rise."""
-        if self.is_used_up(step):
+        if step >= self.begin + len(self.block):
             block = np.zeros((self.shape[0], len(self.draws), self.shape[1]))
             for row in rows.tolist():  # a run that has ended draws no more
                 block[:, row] = self.draws[row].standard_normal(self.shape)

@@ -117,6 +117,8 @@ SETTINGS = {
         {"networks": ["LSTM", "ResNet"], "methods": ["AutoNEB", "layer by layer"], "n_images": 2,
          "n_eval": 1, "L0_resnet": 1e-9, "n_rows": 1, "n_rows_eval": 1, "n_words": 2,
          "L0_lstm": 1e-9, "n_t": 3, "max_steps": 1, "seed": 4294967},
+        {"networks": ["LSTM"], "n_rows": 50, "n_rows_eval": 2, "n_words": 5, "L0_lstm": 1000,
+         "batch": 2, "n_t": 3, "max_steps": 1, "pairs_from": str(QUICK / "09_networks_pairs.csv")},
     ],
     "10_later_paper": [
         {"n_train": 200, "n_eval": 10, "L0_cifar10": [0.95], "n_pairs_cifar10": 1, "n_rows": 100,

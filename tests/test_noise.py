@@ -85,6 +85,58 @@ def test_networks_run_too():
     assert not torch.equal(found.thetas, thetas)
 
 
+@pytest.fixture(scope="module")
+def mean_of_samples():
+    """One parameter theta and samples a, with the loss (theta - a)^2 / 2; and their variance."""
+    a = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    module = torch.nn.Linear(1, 1, bias=False).double()
+    sample = torch.ones_like(a), a
+
+    def half_square(output, y):
+        return ((output - y) ** 2).mean() / 2
+
+    task = dss.Task.from_module(module, half_square, sample, sample, metric=half_square)
+    return task, float(a.mean()), float(a.var(unbiased=False))
+
+
+@pytest.mark.parametrize("batch_size, lr", [(1, 0.1), (4, 0.4)])
+def test_minibatches_have_the_variance_of_their_recursion(mean_of_samples, batch_size, lr):
+    task, mean, variance = mean_of_samples
+    theta, n = torch.full((3000, 1), mean, dtype=torch.float64), 3000
+    found = cloud(task, theta, 0, lr, round(10 / lr), batch_size=batch_size).thetas
+    expected = lr * variance / (2 * batch_size) / (1 - lr / 2)
+    assert abs(float(found.var()) - expected) < 4 * expected * (2 / n) ** 0.5
+
+
+def test_batches_of_a_run_do_not_depend_on_its_company(monkeypatch):
+    task = dss.quad(n_train=16, n_eval=16)
+    thetas = task.init(4, torch.Generator().manual_seed(1))
+    whole = cloud(task, thetas, 1e-5, 0.05, 30, batch_size=4).thetas
+    monkeypatch.setattr(noise, "NOISE_AT_A_TIME", 100)
+    for first in range(4):
+        alone = cloud(task, thetas[first : first + 1], 1e-5, 0.05, 30, batch_size=4, first=first)
+        torch.testing.assert_close(alone.thetas, whole[first : first + 1], rtol=1e-5, atol=1e-7)
+    other = cloud(task, thetas, 1e-5, 0.05, 30, batch_size=3).thetas
+    assert not torch.equal(other, whole)
+
+
+def test_a_gradient_on_own_batches_is_that_of_the_batch():
+    task = dss.quad(n_train=16, n_eval=16).to(dtype=torch.float64)
+    thetas = task.init(3, torch.Generator().manual_seed(1))
+    batch = torch.tensor([[0, 1, 1], [5, 9, 2], [15, 15, 15]])
+    slopes = noise._slopes_on(task, thetas, batch)
+    for theta, rows, slope in zip(thetas, batch, slopes, strict=True):
+        torch.testing.assert_close(slope, task.gradients(theta[None], rows)[1][0])
+
+
+def test_minibatches_need_samples_at_hand(bowl):
+    with pytest.raises(ValueError, match="bowl has no samples"):
+        cloud(bowl, torch.zeros(1, 2, dtype=torch.float64), 0, 0.1, 1, batch_size=2)
+    task = dss.quad(n_train=16, n_eval=16)
+    with pytest.raises(ValueError, match=r"batch_size is 17.*16"):
+        cloud(task, task.init(1), 0, 0.1, 1, batch_size=17)
+
+
 @pytest.mark.parametrize("width", [0.0, 0.1, 0.5, 1.0])
 def test_a_smoothed_cosine_is_a_smaller_cosine(width):
     task = dss.landscape(lambda theta: torch.cos(3 * theta[..., 0]), 1)

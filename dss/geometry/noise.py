@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from dss.checks import (
     check_generator,
@@ -18,8 +19,11 @@ from dss.checks import (
     check_theta,
     check_whole,
     per_pair,
+    short,
 )
 from dss.networks.modes import in_usual_mode
+from dss.networks.samples import Streamed, part_of, size_of
+from dss.networks.stacks import own_batch_gradients
 from dss.task import Task, check_task
 
 N_NODES = 8_001  # of the grid on which one parameter's noise is summed, eight widths to each side
@@ -57,15 +61,16 @@ def cloud(
     *,
     seed: int = 0,
     first: int = 0,
+    batch_size: int | None = None,
     at: Sequence[int] = (),
     until: Callable[[Tensor], Tensor] | None = None,
 ) -> Cloud:
     """N runs of descent with noise, side by side.
 
     The noise of a run follows from `seed` and its number alone, so that it does not depend on how
-    many others run beside it.  Gradients are those of the whole training sample: what is random
-    here is the added noise, not the choice of a batch.  A run takes a generator of its own, about
-    a kilobyte.
+    many others run beside it.  What is random is the added noise, and with `batch_size` the choice
+    of the samples whose mean gradient a step takes; each run chooses its own.  A run takes
+    generators of its own, about a kilobyte each.
 
     Args:
         task: gives the gradients.
@@ -75,6 +80,8 @@ def cloud(
         n_steps: most steps of a run.
         seed: of the noise, from 0 to 2**63 - 1.
         first: number of the first run, likewise; the others follow it.
+        batch_size: samples that each run draws for each step, with replacement; None: gradients
+            are those of the whole training sample.
         at: steps at which the runs are looked at, from 0 to n_steps.
         until: given those that still run, `(n, P)`, says which have arrived, `(n,)` bool; they end.
 
@@ -83,7 +90,8 @@ def cloud(
 
     Raises:
         TypeError: thetas or a number that is none; until gives something else than flags.
-        ValueError: an argument out of range, a task with noise of its own, or a run that is not
+        ValueError: an argument out of range, a task with noise of its own, a batch_size for one
+            without samples or with samples that are streamed or augmented, or a run that is not
             finite: lr is too large.
 
     Source: Welling and Teh 2011; Mandt, Hoffman and Blei 2017.
@@ -107,7 +115,8 @@ def cloud(
     width = (2 * lr * temperature).sqrt().to(theta)[:, None]  # (N, 1)
     ended, steps = theta.clone(), torch.full((n,), n_steps, dtype=torch.int64)
     arrived, rows, seen = torch.zeros(n, dtype=torch.bool), torch.arange(n), []
-    noise = _Noise(seed, first, n, task.n_params)
+    noise = _Draws(seed, first, n, task.n_params)
+    batches = None if batch_size is None else _batches_of(task, batch_size, seed, first, n)
     for step in range(n_steps + 1):
         if until is not None:
             there = _flags(until(theta.clone()), len(rows))
@@ -122,7 +131,11 @@ def cloud(
         if step % 256 == 0 and not bool(theta.isfinite().all()):
             break
         xi = noise.of(step, rows).to(theta)
-        theta = theta - lr * task.gradients(theta)[1] + width * xi
+        if batches is None:
+            slope = task.gradients(theta)[1]
+        else:
+            slope = _slopes_on(task, theta, batches.of(step, rows))
+        theta = theta - lr * slope + width * xi
     ended[rows.to(theta.device)] = theta
     if not bool(ended.isfinite().all()):
         raise ValueError(f"lr is {lr}, and a run is not finite; a smaller lr is needed")
@@ -141,23 +154,57 @@ def _flags(there: Tensor, n: int) -> Tensor:
     return there.cpu()
 
 
-class _Noise:
-    """Normal numbers of N runs, each from a generator of its own, drawn for many steps at once."""
+class _Draws:
+    """What N runs draw, each from a generator of its own, for many steps at once.
 
-    def __init__(self, seed: int, first: int, n: int, n_params: int):
+    Normal numbers; or, with `n_samples`, places in a sample, from another generator of the run.
+    """
+
+    def __init__(self, seed: int, first: int, n: int, size: int, n_samples: int | None = None):
         keys = [np.array([seed, first + run], dtype=np.uint64) for run in range(n)]
-        self.draws = [np.random.Generator(np.random.Philox(key=key)) for key in keys]
-        self.shape = max(1, NOISE_AT_A_TIME // (n * n_params)), n_params
-        self.begin, self.block = 0, np.empty((0, n, n_params))
+        n_jumps = 0 if n_samples is None else 1  # a jump leads to numbers that no run meets
+        streams = [np.random.Philox(key=key).jumped(n_jumps) for key in keys]
+        self.generators, self.n_samples = [np.random.Generator(s) for s in streams], n_samples
+        self.shape = max(1, NOISE_AT_A_TIME // (n * size)), size
+        self.begin, self.block = 0, np.empty((0, n, size))
 
     def of(self, step: int, rows: Tensor) -> Tensor:
-        """Those of one step for some of the runs, `(len(rows), P)` float64; steps only rise."""
+        """Those of one step for some of the runs, `(len(rows), size)`; steps only rise."""
         if step >= self.begin + len(self.block):
-            block = np.zeros((self.shape[0], len(self.draws), self.shape[1]))
+            dtype = float if self.n_samples is None else np.int64
+            block = np.zeros((self.shape[0], len(self.generators), self.shape[1]), dtype)
             for row in rows.tolist():  # a run that has ended draws no more
-                block[:, row] = self.draws[row].standard_normal(self.shape)
+                draw = self.generators[row]
+                block[:, row] = (
+                    draw.standard_normal(self.shape)
+                    if self.n_samples is None
+                    else draw.integers(self.n_samples, size=self.shape)
+                )
             self.begin, self.block = step, block
         return torch.from_numpy(self.block[step - self.begin])[rows]
+
+
+def _batches_of(task: Task, batch_size: int, seed: int, first: int, n: int) -> _Draws:
+    """The samples that runs draw; ValueError for a task that has none at hand."""
+    sample = task.splits.get("train")
+    if sample is None or isinstance(sample, Streamed) or task.augment is not None:
+        kind = "no samples" if sample is None else "samples that are streamed or augmented"
+        raise ValueError(f"batch_size is {short(batch_size)}; {task.name} has {kind}")
+    n_samples = size_of(sample)
+    return _Draws(seed, first, n, check_whole(batch_size, "batch_size", 1, n_samples), n_samples)
+
+
+def _slopes_on(task: Task, thetas: Tensor, batch: Tensor) -> Tensor:
+    """The gradient of each network `(N, P)` on the samples of its row of `batch` `(N, B)`."""
+
+    def slopes(rows: slice) -> Tensor:
+        chosen = batch[rows].to(thetas.device)
+        parts = part_of(task.splits["train"], chosen.flatten(), thetas.dtype)
+        x, y = (tree_map(lambda v: v.unflatten(0, chosen.shape), part) for part in parts)
+        return own_batch_gradients(task.module, task.loss_function, thetas[rows], x, y)[1]
+
+    n_samples = batch.shape[1]
+    return torch.cat(task.budget.by_rows(slopes, len(thetas), n_samples, thetas.dtype))
 
 
 @in_usual_mode

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, grad_and_value
 from torch.utils._pytree import tree_leaves, tree_map
 
 from dss.networks import batchnorm, dense
@@ -179,6 +179,29 @@ def stacked_gradients(
         slope = torch.autograd.grad(values.sum(), outputs)[0]
     gradient = dense.gradients(layers, parameters, per_layer, slope.transpose(1, 2).to(low))
     return values.detach(), gradient.to(thetas.dtype)
+
+
+def own_batch_gradients(
+    module: nn.Module, loss: Callable, thetas: Tensor, x: Tree, y: Tree
+) -> tuple[Tensor, Tensor]:
+    """`loss` of each of N networks on a batch of its own, `(N,)`, and its gradient, `(N, P)`.
+
+    Args:
+        module, loss, thetas: as in `stacked_gradients`.
+        x, y: `(N, B, ...)`, or trees of such tensors.
+    """
+    shapes = shapes_of(module)
+
+    def of_one(theta: Tensor, x: Tree, y: Tree) -> Tensor:
+        arguments, keywords = arguments_of(x)
+        return loss(functional_call(module, unflatten(theta, shapes), arguments, keywords), y)
+
+    derive = grad_and_value(of_one)
+    if len(thetas) > 1:
+        gradients, values = torch.vmap(derive)(thetas, x, y)
+        return values, gradients
+    gradient, value = derive(thetas[0], *(tree_map(lambda v: v[0], tree) for tree in (x, y)))
+    return value[None], gradient[None]
 
 
 def is_plain(module: nn.Module) -> bool:

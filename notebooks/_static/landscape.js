@@ -177,7 +177,7 @@ function paintLevels(canvas, L, L0, on, n = 80) {
 
 function drawLandscape(svg, L, { L0, ends }, { step, segments, open }) {
   const on = axes(svg, ...WINDOW, ["first parameter θ⁽¹⁾", "second parameter θ⁽²⁾"]);
-  paintLevels(svg.previousElementSibling, L, L0, on);
+  paintLevels(svg.parentElement.firstElementChild, L, L0, on);
   const lines = segments.map((s) => on.path(kindOf(s), [s.left.theta, s.right.theta]));
   const beads = open.map((s) => (step === "insert" ? on.mark("dot", s.start)
     : step !== "descend" ? on.mark("star", interpolate(s.left.theta, s.right.theta, s.t_star))
@@ -210,6 +210,15 @@ function drawGamma(svg, L, { L0, alpha, ends }, { segments }) {
     ...curves].join("");
 }
 // ---------- controls
+// What is wrong with a number that was typed; nothing where it fits.
+function complaint(input) {
+  const { value, min, max } = input, whole = input.step === "1" ? "whole " : "";
+  const fits = value && +value >= min && +value <= max && (!whole || Number.isInteger(+value));
+  input.setAttribute("aria-invalid", !fits);
+  return fits ? "" : `${input.labels[0].textContent} is ${value || "no number"}; `
+    + `a ${whole}number from ${min} to ${max} is needed.`;
+}
+
 function start() {
   const $ = (id) => document.getElementById(`dss-${id}`), svg = $("landscape");
   const inputs = ["x1", "y1", "x2", "y2", "L0", "alpha", "max_depth"].map($);
@@ -226,6 +235,7 @@ function start() {
     const says = JSON.parse($("words").textContent)[state.status || state.step];
     on = drawLandscape(svg, L, settings, state);
     drawGamma($("gamma"), L, settings, state);
+    svg.dispatchEvent(new CustomEvent("drawn", { detail: { L, L0, ends, on } }));
     $("says").textContent = problem || says.replace(/\{(\w+)\}/g, (_, name) => blanks[name]);
     for (const id of ["status", "n_beads", "normalized_length", "Gamma_tilde", "gradient_steps"])
       $(id).textContent = show(found[id] === "" ? "searching" : found[id]);
@@ -239,14 +249,7 @@ function start() {
   const pause = () => { timer = clearTimeout(timer); $("run").textContent = "Run"; };
   function reset() {
     pause();
-    problem = "";
-    for (const input of inputs) {
-      const { value, min, max } = input, whole = input.step === "1" ? "whole " : "";
-      const fits = value && +value >= min && +value <= max && (!whole || Number.isInteger(+value));
-      input.setAttribute("aria-invalid", !fits);
-      problem ||= fits ? "" : `${input.labels[0].textContent} is ${value || "no number"}; `
-        + `a ${whole}number from ${min} to ${max} is needed.`;
-    }
+    problem = inputs.map(complaint).find(Boolean) ?? "";
     const [x1, y1, x2, y2, L0, alpha, max_depth] = inputs.map((input) => +input.value);
     if (!problem) settings = { L0, alpha, max_depth, ends: [[x1, y1], [x2, y2]] };
     iterator = search(L, ...settings.ends, settings);
@@ -296,4 +299,4 @@ function start() {
   new ResizeObserver(report).observe(svg);
   new MutationObserver(report).observe(document.documentElement, { attributes: true });
 }
-if (globalThis.document?.getElementById("dss-landscape")) start();
+globalThis.document?.addEventListener("DOMContentLoaded", start); // once cloud.js listens

@@ -3,6 +3,7 @@
 `make site` writes it to build/site/; it opens from the disk and asks no other host for anything.
 """
 
+import copy
 import json
 import re
 import shutil
@@ -10,14 +11,17 @@ from dataclasses import is_dataclass
 from pathlib import Path
 
 import mathjax
+from bs4 import BeautifulSoup
 from docutils import nodes
 from PIL import Image
 from sphinx import addnodes
 from sphinx.transforms import SphinxTransform
 from sphinx.transforms.post_transforms import SphinxPostTransform
+from sphinx.util import logging
 
 import dss
 
+logger = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 FIGURES = HERE.parent / "figures"
 SIZES = ("quick", "paper")
@@ -48,6 +52,8 @@ html_static_path = ["_static"]
 templates_path = ["_templates"]
 html_sidebars = {"**": ["brand.html", "search-button-field.html", "sbt-sidebar-nav.html"]}
 html_css_files = ["companion.css"]
+html_js_files = [(name, {"defer": "defer"}) for name in ("card_texts.js", "cards.js")]
+html_assets_policy = "always"  # a card may hold a formula where the page has none
 html_show_sphinx = False
 html_show_search_summary = False  # it fetches pages, which a browser refuses from the disk
 html_theme_options = {
@@ -82,13 +88,12 @@ class EquationLinks(SphinxPostTransform):
     default_priority = 900
     target = "01_definitions"
     named = re.compile(r"(Eqs?\. \(\d\)(?:(?:, | and | to )\(\d\))*)")
-    apart = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.math)
 
     def run(self, **kwargs) -> None:
         page = self.app.builder.get_relative_uri(self.env.docname, self.target)
         for text in list(self.document.findall(nodes.Text)):
             parts = self.named.split(text.astext())
-            if len(parts) == 1 or any(isinstance(node, self.apart) for node in ancestors(text)):
+            if len(parts) == 1 or is_apart(text):
                 continue
             pieces = [nodes.Text(parts[0])]
             for names, rest in zip(parts[1::2], parts[2::2], strict=True):
@@ -98,6 +103,95 @@ class EquationLinks(SphinxPostTransform):
                     pieces.append(link if piece.endswith(")") else nodes.Text(piece))
                 pieces.append(nodes.Text(rest))
             text.parent.replace(text, pieces)
+
+
+# The name by which references.md has each entry, "Garipov et al. 2018", and its anchor.
+ENTRIES = {
+    name: nodes.make_id(f"ref-{name}")
+    for name in re.findall(r"^\*\*(.+ \d{4})\.\*\* ", (HERE / "references.md").read_text(), re.M)
+}
+
+
+class ReferenceAnchors(SphinxTransform):
+    """Every entry of the references answers to its anchor."""
+
+    default_priority = 400
+
+    def apply(self, **kwargs) -> None:
+        if self.env.docname == "references":
+            for name in self.document.findall(nodes.strong):
+                anchor = ENTRIES[name.astext().removesuffix(".")]
+                name.parent["ids"].append(anchor)
+                self.document.ids[anchor] = name.parent
+
+
+class ReferenceLinks(SphinxPostTransform):
+    """What is cited leads to its own entry: by a link to the page, by name in a docstring."""
+
+    default_priority = 900
+    by_authors = {name[:-5]: anchor for name, anchor in ENTRIES.items()}
+    cited = re.compile(rf"\b({'|'.join(by_authors)})((?:, [^;()]*)?\s\(?\d{{4}}\b\)?)")
+
+    def run(self, **kwargs) -> None:
+        page = self.app.builder.get_relative_uri(self.env.docname, "references")
+        for link in self.document.findall(nodes.reference):
+            if link.get("refuri") == page and (says := link.astext()) not in ("references",):
+                if says not in ENTRIES:
+                    logger.warning("references.md has no entry for %r", says, location=link)
+                link["refuri"] += f"#{ENTRIES.get(says)}"
+        for text in list(self.document.findall(nodes.Text)):
+            if self.env.docname != "references" and not is_apart(text):
+                replace_parts(text, self.cited, lambda m: f"{page}#{self.by_authors[m[1]]}")
+
+
+# Terms of the glossary, `code` or words, and words that elsewhere than on these pages mean
+# something else.
+GLOSSARY = (HERE / "glossary.md").read_text().partition("```{glossary}")[2]
+TERMS = re.findall(r"^[^\s`].*|^`[^`]+`$", GLOSSARY, re.M)
+ONLY_ON = {
+    "aligned": ["12_symmetry", "results"],
+    "bar": ["11_topology"],
+    "barrier": ["03_mnist", "12_symmetry", "results", "assignments/README"],
+    "height": ["11_topology", "13_saddles", "14_sgd"],
+    "index": ["13_saddles", "14_sgd", "results"],
+    "pass": ["01_definitions", "11_topology", "13_saddles", "14_sgd", "landscape", "map"],
+    "piece": ["01_definitions", "11_topology", "map", "results"],
+    "position": ["02_quad", "03_mnist"],
+    "slack": ["10_later_paper"],
+}
+
+
+class GlossaryLinks(SphinxPostTransform):
+    """The first mention of a term on a page, where nothing is folded, leads to the glossary."""
+
+    default_priority = 950
+    spelled = {w: t for t in TERMS if "`" not in t for w in (t, t[0].upper() + t[1:])}
+    words = re.compile(
+        rf"(?<![\w-])(?<!Dynamic )({'|'.join(sorted(spelled, key=len)[::-1])})(?:e?s)?(?![\w-])"
+    )
+
+    def run(self, **kwargs) -> None:
+        name = self.env.docname
+        if self.app.builder.name != "html" or name == "glossary":
+            return
+        page = self.app.builder.get_relative_uri(name, "glossary")
+        objects = self.env.domains.standard_domain.objects
+        uris = {
+            term: f"{page}#{objects['term', term.strip('`')][1]}"
+            for term in TERMS
+            if name in ONLY_ON.get(term, [name])
+        }
+        for node in unfolded(self.document):
+            if isinstance(node, nodes.literal):
+                uri = uris.pop(f"`{node.astext()}`", None) or uris.pop(node.astext(), None)
+                if uri:
+                    link = nodes.reference("", "", internal=True, refuri=uri, classes=["dss-term"])
+                    node.replace_self(link)
+                    link += node
+            else:
+                replace_parts(
+                    node, self.words, lambda m: uris.pop(self.spelled[m[1]], None), ["dss-term"]
+                )
 
 
 class ShortAnchors(SphinxPostTransform):
@@ -130,9 +224,41 @@ class CellOutputs(SphinxPostTransform):
                 raw.replace_self(nodes.raw("", html, format="html"))
 
 
-def ancestors(node):
+APART = (nodes.reference, nodes.literal, nodes.literal_block, nodes.title, nodes.math)
+
+
+def is_apart(node) -> bool:
+    """In a place that gets no link."""
     while node := node.parent:
-        yield node
+        if isinstance(node, APART):
+            return True
+    return False
+
+
+def unfolded(document) -> list:
+    """Texts and names of code that may become a link, outside of <details>."""
+    depth, found = 0, []
+    for node in document.findall(lambda n: isinstance(n, nodes.Text | nodes.literal | nodes.raw)):
+        if isinstance(node, nodes.raw):
+            depth += len(re.findall("<details", node.astext()))
+            depth -= len(re.findall("</details", node.astext()))
+        elif depth == 0 and not is_apart(node) and not isinstance(node.parent, nodes.raw):
+            found.append(node)
+    return found
+
+
+def replace_parts(text: nodes.Text, pattern: re.Pattern, uri_of, classes=()) -> None:
+    """Make links of what a pattern finds in a text, where `uri_of` the match gives an address."""
+    pieces, end = [], 0
+    for found in pattern.finditer(text.astext()):
+        if uri := uri_of(found):
+            before = text.astext()[end : found.start()]
+            link = nodes.reference(
+                found[0], found[0], internal=True, refuri=uri, classes=list(classes)
+            )
+            pieces, end = [*pieces, nodes.Text(before), link], found.end()
+    if pieces:
+        text.parent.replace(text, [*pieces, nodes.Text(text.astext()[end:])])
 
 
 def alternative_text(entry: dict, name: str) -> str:
@@ -207,13 +333,43 @@ def serve_mathjax(app, exception) -> None:
         shutil.copytree(es5, Path(app.outdir, "_static", "mathjax", "es5"), dirs_exist_ok=True)
 
 
+# Where the site has what cards show: a page, and what a card of each anchor is made from.
+CARDS = {
+    "01_definitions": ("[id^=eq-]", lambda tag: tag),
+    "glossary": ("dt[id^=term-]", lambda tag: tag.find_next_sibling("dd")),
+    "references": ("[id^=ref-]", lambda tag: tag),
+}
+
+
+def write_cards(app, exception) -> None:
+    """What links to equations, terms and references show: a script, as no page may read another."""
+    if exception or app.builder.name != "html":
+        return
+    cards = {}
+    for name, (anchored, body_of) in CARDS.items():
+        soup = BeautifulSoup(Path(app.outdir, f"{name}.html").read_text(), "html.parser")
+        for tag in soup.select(anchored):
+            anchor, body = tag["id"], copy.copy(body_of(tag))
+            del body["id"]
+            for link in body.select("a"):  # a card is read, and leads nowhere
+                link.unwrap()
+            whole = name == "01_definitions"  # MathJax looks for its class
+            cards[f"{name}.html#{anchor}"] = str(body) if whole else body.decode_contents()
+    script = f"globalThis.DSS_CARDS = {json.dumps(cards, ensure_ascii=False)};\n"
+    Path(app.outdir, "_static", "card_texts.js").write_text(script, encoding="utf-8")
+
+
 def setup(app) -> dict:
     app.add_transform(NumberedEquations)
+    app.add_transform(ReferenceAnchors)
     app.add_post_transform(EquationLinks)
+    app.add_post_transform(ReferenceLinks)
+    app.add_post_transform(GlossaryLinks)
     app.add_post_transform(ShortAnchors)
     app.add_post_transform(CellOutputs)
     app.connect("source-read", read_source)
     app.connect("autodoc-process-docstring", as_fields)
     app.connect("autodoc-process-signature", hide_fields)
     app.connect("build-finished", serve_mathjax)
+    app.connect("build-finished", write_cards)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

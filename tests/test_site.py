@@ -218,3 +218,46 @@ def test_light_and_dark_by_hand(page, url):
         assert page.evaluate("document.documentElement.dataset.theme") == theme
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_every_citation_leads_to_its_entry(site):
+    pages = [(name, soup_of(site, name)) for name in PAGES]
+    links = [(name, tag) for name, soup in pages for tag in soup.select("article a[href]")]
+    cited = [(name, tag) for name, tag in links if "references.html" in tag["href"]]
+    assert len(cited) > 50
+    assert [x for x in cited if not re.search("#(ref-|the-paper)", x[1]["href"])] == []
+    for field in soup_of(site, "api.html").find_all("dt", string=re.compile("^Source")):
+        text = field.find_next("dd")
+        years = re.findall(r"\b(?:19|20)\d\d\b", text.get_text())
+        assert len(years) == len(text.select("a[href*='#ref-']")), text.get_text()
+
+
+def test_cards_by_keyboard_and_by_pointer(page, site):
+    page.goto((site / "map.html").as_uri())
+    link = page.locator("article a[href*='#eq-4']").first
+    link.focus()
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Tab")
+    page.wait_for_selector("#dss-card mjx-container")
+    assert link.get_attribute("aria-describedby") == "dss-card"
+    page.keyboard.press("Escape")
+    assert page.is_hidden("#dss-card") and link.get_attribute("aria-describedby") is None
+    link.hover()
+    page.wait_for_selector("#dss-card", state="visible")
+    page.hover("#dss-card")
+    page.wait_for_timeout(400)
+    assert page.is_visible("#dss-card")
+    page.mouse.move(0, 0)
+    page.wait_for_selector("#dss-card", state="hidden")
+
+
+@pytest.mark.parametrize("anchor", ["01_definitions.html#eq-4", "#term-", "#ref-"])
+def test_cards_fit_a_narrow_screen(page, site, anchor):
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.goto((site / "03_mnist.html").as_uri())
+    link = page.locator(f"article a[href*='{anchor}']").first
+    link.hover()
+    page.wait_for_selector("#dss-card", state="visible")
+    box = page.locator("#dss-card").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] > 20
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360

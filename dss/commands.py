@@ -159,6 +159,21 @@ def verify(
 
 
 @app.command()
+def strings(
+    names: Annotated[list[str] | None, typer.Argument(help="Examples; all by default.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder instead of figures/strings/.")] = None,
+) -> None:
+    """Find the strings of figures/strings/ again, prove them, and write what walk.md draws."""
+    from dss.runs.examples import make
+
+    with errors_told("stopped; strings that were named are in place"):
+        for name, entry in make(names, out):
+            string = entry["string"]
+            status, beads, seconds = string["status"], string["n_beads"], entry["seconds"]
+            typer.echo(f"{name:<18}{status}, {beads} beads, in {seconds:.0f} s")
+
+
+@app.command()
 def sweep(
     notebook: Annotated[str, typer.Argument(help="A name, or the path of a notebook.")],
     grid: Annotated[

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dss.checks import check_generator, check_number, check_whole
 from dss.networks.architectures import mlp
@@ -80,6 +80,28 @@ PROBLEMS = {
         "two valleys on a plateau of height 1, where the gradient is exactly 0",
     ),
 }  # fmt: skip
+
+
+def linear_units(n_units: int) -> Task:
+    """A linear network `y = sum_i a_i w_i x` with the one sample x = y = 1.
+
+    Args:
+        n_units: hidden units.  With one, every path between networks whose w have different signs
+            meets w a = 0, where the loss is 1; with more there is a path at the loss of its ends.
+
+    Returns:
+        The task in float64, with the mean squared error.
+
+    Raises:
+        TypeError, ValueError: n_units is no whole number >= 1.
+    """
+    n_units = check_whole(n_units, "n_units", 1)
+    one = torch.ones(1, 1, dtype=torch.float64)
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        layers = nn.Linear(1, n_units, bias=False), nn.Linear(n_units, 1, bias=False)
+    name = f"{n_units} linear unit{'s' * (n_units > 1)}"
+    module = nn.Sequential(*layers).double()
+    return Task.from_module(module, "mse", (one, one), (one, one), name=name)
 
 
 def clusters(

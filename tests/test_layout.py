@@ -68,6 +68,8 @@ FLOORS = [
     {"sampling", "proofs.certify", "geometry.tighten", "geometry.neighbours"},
     {"geometry.passes", "geometry.curvature", "geometry.alignment", "geometry.noise"},
     {"studies", "problems", "geometry", "geometry.pictures"},
+    {"examples", "runs.walk"},
+    {"runs.examples"},
     {"commands"},
     {"__main__", ""},
 ]

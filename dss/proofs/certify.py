@@ -162,12 +162,14 @@ class Certificate:
             ValueError: as there; or the file is damaged, or of another format or version.
         """
 
-        def build(tensors: dict, values: dict) -> Certificate:
-            _check_tables(tensors)
-            _check_values(values, len(tensors["thetas"]) - 1)
-            return cls(**tensors, **values)
+        return load_tensors(path, CERTIFICATE_FORMAT, checked)
 
-        return load_tensors(path, CERTIFICATE_FORMAT, build)
+
+def checked(tensors: dict, values: dict) -> Certificate:
+    """A certificate from its fields; ValueError for what none holds, whatever it claims."""
+    _check_tables(tensors)
+    _check_values(values, len(tensors["thetas"]) - 1)
+    return Certificate(**tensors, **values)
 
 
 def _check_tables(tensors: dict) -> None:

@@ -27,7 +27,7 @@ def walk(task: Task, string: String) -> dict:
         otherwise than by theta_1, and for the digits that the string reads in more than one way
         `classes`, a digit a station, in the order in which they change; their `labels`; and in
         base64 the uint8 `pixels` and the int8 `weights` of the first layer of each network, of
-        which 127 is `scale`.
+        which 127 is `largest`; `scale` is the weight of the strongest colour.
     """
     x, y = (v.cpu() for v in task.splits["test"])
     stations = torch.linspace(0, 1, N_STATIONS, dtype=torch.float64)
@@ -46,17 +46,19 @@ def walk(task: Task, string: String) -> dict:
     for path, read in classes.items():
         paths[path]["classes"] = ["".join(map(str, row)) for row in read[:, shown].T.tolist()]
     weights = first_layer(task, string.thetas)
-    scale = float(weights.abs().flatten().sort().values[int(QUANTILE * weights.numel())])
+    sizes = weights.abs().flatten().sort().values
+    scale, largest = sizes[int(QUANTILE * len(sizes))], sizes[-1]
     length = segment_lengths(string.thetas)
     return {
         "L0": string.L0,
         "n_digits": len(y),
         "networks": rounded(torch.cat([length.new_zeros(1), length.cumsum(0) / length.sum()])),
-        "scale": float(f"{scale:.6g}"),
+        "scale": rounded(scale[None])[0],
+        "largest": rounded(largest[None])[0],
         "sides": list(x.shape[-2:]),
         "labels": y[shown].tolist(),
         "pixels": packed((x[shown] * 255).round().to(torch.uint8)),
-        "weights": packed((weights / scale * 127).round().clamp(-127, 127).to(torch.int8)),
+        "weights": packed((weights / largest * 127).round().to(torch.int8)),
     } | paths
 
 

@@ -17,13 +17,13 @@ function place(networks, position) {
   return { k, t: (position - networks[k]) / (networks[k + 1] - networks[k]) };
 }
 
-// Eq. (1) for the first layer, in units of 127 / scale.
-function filters({ weights, networks }, position, is_straight) {
+// Eq. (1) for the first layer.
+function filters({ weights, networks, largest }, position, is_straight) {
   const last = networks.length - 1, size = weights.length / (last + 1);
   const { k, t } = is_straight ? { k: 0, t: position } : place(networks, position);
   const [from, to] = [k * size, (is_straight ? last : k + 1) * size];
   return Float32Array.from({ length: size },
-    (_, i) => (1 - t) * weights[from + i] + t * weights[to + i]);
+    (_, i) => ((1 - t) * weights[from + i] + t * weights[to + i]) * largest / 127);
 }
 
 globalThis.DSS_WALKING = { read, place, filters };
@@ -62,7 +62,7 @@ function drawLosses(svg, data) {
 const station = ({ n_stations }, i) => i / (n_stations - 1);
 
 // All filters as one picture: zero has the page's colour, both signs go to one of their own.
-function drawFilters(canvas, { sides: [rows, columns], n_units, n_pixels }, values) {
+function drawFilters(canvas, { sides: [rows, columns], n_units, n_pixels, scale }, values) {
   const style = getComputedStyle(canvas), across = 8, gap = 2;
   const [minus, zero, plus] = ["minus", "zero", "plus"].map((name) => style
     .getPropertyValue(`--dss-${name}`).trim().match(/\w\w/g).map((v) => parseInt(v, 16)));
@@ -71,7 +71,7 @@ function drawFilters(canvas, { sides: [rows, columns], n_units, n_pixels }, valu
   const pen = canvas.getContext("2d"), tile = pen.createImageData(columns, rows);
   for (let unit = 0; unit < n_units; unit++) {
     for (let i = 0; i < n_pixels; i++) {
-      const v = values[unit * n_pixels + i] / 127, sign = v < 0 ? minus : plus;
+      const v = values[unit * n_pixels + i] / scale, sign = v < 0 ? minus : plus;
       zero.forEach((from, c) => {
         tile.data[4 * i + c] = from + Math.min(1, Math.abs(v)) * (sign[c] - from);
       });
@@ -107,15 +107,17 @@ function start() {
   function report() {
     const i = +slider.value, position = station(data, i);
     slider.setAttribute("aria-valuetext", `${show(position)}, ${where(i)}`);
-    $("says").textContent = `Position ${show(position)}: ${where(i)}. ` + Object.keys(PATHS).map(
-      (path) => `Loss ${show(data[path].losses[i])} on the ${PATHS[path]}`).join(", ") + ".";
-    for (const [path, { losses, errors, n_changed }] of Object.entries(PATHS)
-      .map(([path]) => [path, data[path]])) {
-      const { px, py } = axes, dot = document.querySelector(`.dss-at-${path}`);
+    $("says").textContent = `Position ${show(position)}: ${where(i)}; ` + Object.keys(PATHS).map(
+      (path) => `loss ${show(data[path].losses[i])} on the ${PATHS[path]}`).join(", ") + ".";
+    for (const path of Object.keys(PATHS)) {
+      const { losses, errors, n_changed } = data[path], { px, py } = axes;
+      const dot = document.querySelector(`.dss-at-${path}`);
       dot.setAttribute("cx", px(position));
       dot.setAttribute("cy", py(losses[i]));
-      [show(losses[i]), percent(errors[i]), `${n_changed[i]} of ${data.n_digits}`].forEach(
-        (words, k) => { $(path).cells[k + 1].textContent = words; });
+      const changed = `${n_changed[i]} of ${data.n_digits.toLocaleString("en")}`;
+      [show(losses[i]), percent(errors[i]), changed].forEach((words, k) => {
+        $(path).cells[k + 1].textContent = words;
+      });
       drawFilters($(`${path}-filters`), data, filters(data, position, path === "straight"));
       [...$("digits").children].forEach((item, k) => {
         const classes = data[path].classes[k], cell = item.children[path === "string" ? 2 : 3];

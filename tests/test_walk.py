@@ -166,6 +166,8 @@ def test_nobody_is_shut_out(walked, scheme, width):
     assert walked.evaluate("document.documentElement.dataset.theme") == scheme
     go(walked, 38)
     assert walked.evaluate("document.documentElement.scrollWidth") <= width
+    beside = "(e => e.scrollWidth - e.clientWidth)(document.getElementById('dss-walk-digits'))"
+    assert walked.evaluate(beside) <= 0, "no digit lies beside the list"
     found = Axe().run(walked, context="article", options={"preload": False})
     assert found.violations_count == 0, found.generate_report()
     drawn = """() => { const c = document.getElementById('dss-walk-string-filters');

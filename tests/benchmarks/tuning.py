@@ -4,7 +4,7 @@
 
 Every method tries as many rates on the same pairs, which notebook 15 never sees: its seeds begin
 at 0, these at 100.  A row is written as soon as its trial ends; a run that was killed goes on with
-the next one.  40 minutes on a core for each kind of network of MNIST.
+the next one.  Half an hour on a core for each kind of network of MNIST, minutes for the others.
 """
 
 import argparse

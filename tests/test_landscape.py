@@ -436,7 +436,7 @@ def test_motion_is_reduced_where_it_is_asked_for(play):
 def test_nobody_is_shut_out(play, scheme, width):
     play.emulate_media(color_scheme=scheme)
     play.set_viewport_size({"width": width, "height": 800})
-    assert play.evaluate("document.documentElement.dataset.theme") == scheme
+    play.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
     for _ in range(5):
         play.click("#dss-step")
     assert play.evaluate("document.documentElement.scrollWidth") <= width

@@ -163,7 +163,7 @@ def test_nobody_is_shut_out(walked, scheme, width):
     walked.add_style_tag(content="* { transition: none !important }")  # contrast of what stays
     walked.emulate_media(color_scheme=scheme)
     walked.set_viewport_size({"width": width, "height": 800})
-    assert walked.evaluate("document.documentElement.dataset.theme") == scheme
+    walked.wait_for_function(f"document.documentElement.dataset.theme == '{scheme}'")
     go(walked, 38)
     assert walked.evaluate("document.documentElement.scrollWidth") <= width
     beside = "(e => e.scrollWidth - e.clientWidth)(document.getElementById('dss-walk-digits'))"

@@ -1,5 +1,6 @@
 """Landscapes whose answer is known exactly: for tests, 01_definitions and the page by hand."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -102,6 +103,31 @@ def linear_units(n_units: int) -> Task:
     name = f"{n_units} linear unit{'s' * (n_units > 1)}"
     module = nn.Sequential(*layers).double()
     return Task.from_module(module, "mse", (one, one), (one, one), name=name)
+
+
+def corners(hidden: int = 3) -> Task:
+    """Three corners of a triangle on the unit circle; the target of each is the next corner.
+
+    A 2-h-2 network without biases.  With three units, a path from a network below 1/12 to the same
+    with its units moved on by one place exists at its loss; none leads to the same with two units
+    swapped below a barrier (notebook 7).
+
+    Args:
+        hidden: units of the one hidden layer.
+
+    Returns:
+        The task in float64, with the mean squared error.
+
+    Raises:
+        TypeError, ValueError: hidden is no whole number >= 1.
+    """
+    hidden = check_whole(hidden, "hidden", 1)
+    angles = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
+    x = torch.stack([angles.cos(), angles.sin()], dim=1)
+    sample = x, x.roll(-1, 0)  # a row per sample
+    with torch.random.fork_rng(devices=[]):  # values of the template are never used
+        module = mlp([2, hidden, 2], bias=False).double()
+    return Task.from_module(module, "mse", sample, sample, name=f"corners, {hidden} units")
 
 
 def clusters(

@@ -135,7 +135,7 @@ class ReferenceLinks(SphinxPostTransform):
     def run(self, **kwargs) -> None:
         page = self.app.builder.get_relative_uri(self.env.docname, "references")
         for link in self.document.findall(nodes.reference):
-            if link.get("refuri") == page and (says := link.astext()) not in ("references",):
+            if link.get("refuri") == page and (says := link.astext()) != "references":
                 if says not in ENTRIES:
                     logger.warning("references.md has no entry for %r", says, location=link)
                 link["refuri"] += f"#{ENTRIES.get(says)}"

@@ -129,6 +129,42 @@ def test_a_gradient_on_own_batches_is_that_of_the_batch():
         torch.testing.assert_close(slope, task.gradients(theta[None], rows)[1][0])
 
 
+class LastOfLSTM(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside, self.outside = torch.nn.LSTM(2, 3, batch_first=True), torch.nn.Linear(3, 1)
+
+    def forward(self, x):
+        return self.outside(self.inside(x)[0][:, -1])
+
+
+def mean_square_with_a_branch(output, y):
+    """No loss for vmap: it looks at a number."""
+    loss = ((output - y) ** 2).mean()
+    return loss if float(loss.detach()) >= 0 else output.sum()
+
+
+LINEAR = torch.nn.Flatten(), torch.nn.Linear(8, 1)
+NORMED = LINEAR[0], torch.nn.Linear(8, 4), torch.nn.BatchNorm1d(4, track_running_stats=False)
+
+
+@pytest.mark.parametrize("module, loss", [
+    (LastOfLSTM(), "mse"),
+    (torch.nn.Sequential(*LINEAR), mean_square_with_a_branch),
+    (torch.nn.Sequential(*NORMED, torch.nn.Linear(4, 1)), "mse"),
+], ids=["recurrent", "a loss not for vmap", "BatchNorm"])  # fmt: skip
+def test_own_batches_of_networks_of_other_kinds(module, loss):
+    generator = torch.Generator().manual_seed(2)
+    sample = torch.randn(12, 4, 2, generator=generator), torch.randn(12, 1, generator=generator)
+    metric = None if isinstance(loss, str) else loss
+    task = dss.Task.from_module(module, loss, sample, sample, metric=metric)
+    thetas, batch = task.init(2, generator), torch.tensor([[0, 1, 1], [5, 9, 2]])
+    slopes = noise._slopes_on(task, thetas, batch)
+    for theta, rows, slope in zip(thetas, batch, slopes, strict=True):
+        expected = task.gradients(theta[None], rows)[1][0]
+        torch.testing.assert_close(slope, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_minibatches_need_samples_at_hand(bowl):
     with pytest.raises(ValueError, match="bowl has no samples"):
         cloud(bowl, torch.zeros(1, 2, dtype=torch.float64), 0, 0.1, 1, batch_size=2)

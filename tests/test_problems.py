@@ -8,7 +8,7 @@ import torch
 
 import dss
 from dss.geometry.passes import Gamma_on_grid
-from dss.problems import PROBLEMS, clusters
+from dss.problems import PROBLEMS, clusters, corners, linear_units
 from dss.theta import permute_units
 
 FLAT = [name for name, problem in PROBLEMS.items() if len(problem.theta_1) == 2]
@@ -47,6 +47,31 @@ def test_a_string_is_never_below_Gamma_and_is_found_above_it(name, L0):
     assert string.connected == (Gamma <= L0), string.status
     assert dss.Gamma_tilde(task, string.thetas) >= Gamma - 1e-4  # up to the grid of t
     assert math.isclose(dss.Gamma_tilde(task, string.thetas), string.Gamma_tilde, rel_tol=1e-9)
+
+
+def test_linear_units_are_the_landscapes_of_the_table():
+    for n_units, name in ((1, "unit"), (2, "two units")):
+        task, thetas = linear_units(n_units), PROBLEMS[name].ends()
+        w_and_a = thetas.view(2, -1, 2).transpose(1, 2).reshape(2, -1)  # (w_1, a_1, ...) before
+        torch.testing.assert_close(task.losses(w_and_a), PROBLEMS[name].task(name).losses(thetas))
+    assert linear_units(1).name == "1 linear unit" and linear_units(2).name == "2 linear units"
+
+
+def test_corners_have_the_next_corner_as_target():
+    x, y = corners().splits["train"]
+    turn = torch.tensor([[-0.5, 0.75**0.5], [-(0.75**0.5), -0.5]], dtype=torch.float64)
+    torch.testing.assert_close(y, x @ turn)
+    task = corners()
+    theta = torch.cat([2 * y.flatten(), torch.zeros(6, dtype=torch.float64)])[None]
+    assert float(task.losses(theta)) == pytest.approx(0.5), "the constant network"
+    assert corners(5).n_params == 20
+
+
+@pytest.mark.parametrize("make", [linear_units, corners])
+@pytest.mark.parametrize("n", [0, 1.5, "two"])
+def test_units_are_counted(make, n):
+    with pytest.raises((TypeError, ValueError), match="n_units|hidden"):
+        make(n)
 
 
 def test_a_pass_by_hand():

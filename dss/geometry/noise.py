@@ -80,8 +80,8 @@ def cloud(
         n_steps: most steps of a run.
         seed: of the noise, from 0 to 2**63 - 1.
         first: number of the first run, likewise; the others follow it.
-        batch_size: samples that each run draws for each step, with replacement; None: gradients
-            are those of the whole training sample.
+        batch_size: samples that each run draws for each step, with replacement, at most as many as
+            there are; None: gradients are those of the whole training sample.
         at: steps at which the runs are looked at, from 0 to n_steps.
         until: given those that still run, `(n, P)`, says which have arrived, `(n,)` bool; they end.
 
@@ -115,7 +115,7 @@ def cloud(
     width = (2 * lr * temperature).sqrt().to(theta)[:, None]  # (N, 1)
     ended, steps = theta.clone(), torch.full((n,), n_steps, dtype=torch.int64)
     arrived, rows, seen = torch.zeros(n, dtype=torch.bool), torch.arange(n), []
-    noise = _Draws(seed, first, n, task.n_params)
+    noise = _Draws(seed, first, n, task.n_params, np.random.Generator.standard_normal)
     batches = None if batch_size is None else _batches_of(task, batch_size, seed, first, n)
     for step in range(n_steps + 1):
         if until is not None:
@@ -155,32 +155,26 @@ def _flags(there: Tensor, n: int) -> Tensor:
 
 
 class _Draws:
-    """What N runs draw, each from a generator of its own, for many steps at once.
+    """`size` numbers a step for N runs, each from a generator of its own, many steps at once.
 
-    Normal numbers; or, with `n_samples`, places in a sample, from another generator of the run.
+    `draw` gives them, of a generator and a shape.  Two kinds of numbers of one run differ by
+    `n_jumps`: a jump leads to a part of the generator's period that no run comes to.
     """
 
-    def __init__(self, seed: int, first: int, n: int, size: int, n_samples: int | None = None):
+    def __init__(self, seed: int, first: int, n: int, size: int, draw: Callable, n_jumps: int = 0):
         keys = [np.array([seed, first + run], dtype=np.uint64) for run in range(n)]
-        n_jumps = 0 if n_samples is None else 1  # a jump leads to numbers that no run meets
         streams = [np.random.Philox(key=key).jumped(n_jumps) for key in keys]
-        self.generators, self.n_samples = [np.random.Generator(s) for s in streams], n_samples
+        self.generators, self.draw = [np.random.Generator(s) for s in streams], draw
         self.shape = max(1, NOISE_AT_A_TIME // (n * size)), size
         self.begin, self.block = 0, np.empty((0, n, size))
 
     def of(self, step: int, rows: Tensor) -> Tensor:
         """Those of one step for some of the runs, `(len(rows), size)`; steps only rise."""
         if step >= self.begin + len(self.block):
-            dtype = float if self.n_samples is None else np.int64
-            block = np.zeros((self.shape[0], len(self.generators), self.shape[1]), dtype)
-            for row in rows.tolist():  # a run that has ended draws no more
-                draw = self.generators[row]
-                block[:, row] = (
-                    draw.standard_normal(self.shape)
-                    if self.n_samples is None
-                    else draw.integers(self.n_samples, size=self.shape)
-                )
-            self.begin, self.block = step, block
+            drawn = {row: self.draw(self.generators[row], self.shape) for row in rows.tolist()}
+            unused = np.zeros(self.shape, next(iter(drawn.values())).dtype)  # a run that has ended
+            runs = [drawn.get(row, unused) for row in range(len(self.generators))]
+            self.begin, self.block = step, np.stack(runs, axis=1)
         return torch.from_numpy(self.block[step - self.begin])[rows]
 
 
@@ -191,7 +185,12 @@ def _batches_of(task: Task, batch_size: int, seed: int, first: int, n: int) -> _
         kind = "no samples" if sample is None else "samples that are streamed or augmented"
         raise ValueError(f"batch_size is {short(batch_size)}; {task.name} has {kind}")
     n_samples = size_of(sample)
-    return _Draws(seed, first, n, check_whole(batch_size, "batch_size", 1, n_samples), n_samples)
+    batch_size = check_whole(batch_size, "batch_size", 1, n_samples)
+
+    def places(generator: np.random.Generator, shape: tuple) -> np.ndarray:
+        return generator.integers(n_samples, size=shape)
+
+    return _Draws(seed, first, n, batch_size, places, n_jumps=1)
 
 
 def _slopes_on(task: Task, thetas: Tensor, batch: Tensor) -> Tensor:

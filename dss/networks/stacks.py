@@ -197,11 +197,12 @@ def own_batch_gradients(
         return loss(functional_call(module, unflatten(theta, shapes), arguments, keywords), y)
 
     derive = grad_and_value(of_one)
-    if len(thetas) > 1:
+    if len(thetas) > 1 and not isinstance(loss, OneByOne):
         gradients, values = torch.vmap(derive)(thetas, x, y)
         return values, gradients
-    gradient, value = derive(thetas[0], *(tree_map(lambda v: v[0], tree) for tree in (x, y)))
-    return value[None], gradient[None]
+    alone = [derive(theta, rows_of(x, i), rows_of(y, i)) for i, theta in enumerate(thetas)]
+    gradients, values = map(torch.stack, zip(*alone, strict=True))
+    return values, gradients
 
 
 def is_plain(module: nn.Module) -> bool:

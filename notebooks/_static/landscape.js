@@ -47,8 +47,7 @@ function tStar(L, theta_1, theta_2, n_t = 33) {
     const fu = L.loss(interpolate(theta_1, theta_2, u)), left = u < m, better = fu > fm;
     // The better of m and u becomes the middle, the other one a border on its side.
     const border = better ? [m, fm] : [u, fu];
-    if (better !== left) [a, fa] = border;
-    else [b, fb] = border;
+    if (better !== left) [a, fa] = border; else [b, fb] = border;
     if (better) [m, fm] = [u, fu];
   }
   return { t_star: m, gamma_max: fm, grid_max, gamma: curve };
@@ -209,8 +208,7 @@ function drawGamma(svg, L, { L0, alpha, ends }, { segments }) {
   svg.innerHTML = [on.own, level(L0, "edge", "L₀", 0), level(alpha * L0, "target", "αL₀", 12),
     ...curves].join("");
 }
-// ---------- controls
-// What is wrong with a number that was typed; nothing where it fits.
+// ---------- controls: first what is wrong with a number that was typed; nothing where it fits
 function complaint(input) {
   const { value, min, max } = input, whole = input.step === "1" ? "whole " : "";
   const fits = value && +value >= min && +value <= max && (!whole || Number.isInteger(+value));
@@ -218,7 +216,6 @@ function complaint(input) {
   return fits ? "" : `${input.labels[0].textContent} is ${value || "no number"}; `
     + `a ${whole}number from ${min} to ${max} is needed.`;
 }
-
 function start() {
   const $ = (id) => document.getElementById(`dss-${id}`), svg = $("landscape");
   const inputs = ["x1", "y1", "x2", "y2", "L0", "alpha", "max_depth"].map($);
@@ -249,7 +246,7 @@ function start() {
   const pause = () => { timer = clearTimeout(timer); $("run").textContent = "Run"; };
   function reset() {
     pause();
-    problem = inputs.map(complaint).find(Boolean) ?? "";
+    problem = inputs.map(complaint).find(Boolean);
     const [x1, y1, x2, y2, L0, alpha, max_depth] = inputs.map((input) => +input.value);
     if (!problem) settings = { L0, alpha, max_depth, ends: [[x1, y1], [x2, y2]] };
     iterator = search(L, ...settings.ends, settings);

@@ -31,7 +31,7 @@ from dss.given import json_from, path_from
 NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 INTERVAL = re.compile(rf"in ([\[(])({NUMBER}), ({NUMBER})([\])])")
 BOUND = re.compile(rf"(>=|>) ({NUMBER})")
-CHOICE = re.compile(r"one of (\w+(?:, \w+)*)")
+CHOICE = re.compile(r"one of (\w[\w ]*(?:, \w[\w ]*)*)")
 FILES = re.compile(r"\w+\.\w+(?: or \w+\.\w+)*")
 BELOW = {"[": operator.le, "(": operator.lt, "]": operator.le, ")": operator.lt}
 # Types that a text can stand for, the first that fits the declaration is taken.

@@ -336,3 +336,5 @@ def test_every_number_states_its_range(notebook):
             assert parameter.range, parameter.name
         if parameter.name in ("size", "device"):
             assert parameter.range.startswith("one of"), parameter.name
+        if parameter.type == "list[str]" and notebook.stem != "sweep_report":  # any columns
+            assert parameter.range.startswith("each one of"), parameter.name

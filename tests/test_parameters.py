@@ -23,6 +23,7 @@ L0: list[float] = [
 alpha: float = 0.9  # in (0, 1]; of L0
 n: list[int] = [1, 1]  # each in [1, 9], may repeat, as many as L0; pairs
 device: str = "auto"  # one of auto, cpu, cuda
+kinds: list[str] = ["skip norm"]  # each one of skip norm, plain
 grid: dict = {"a": 1}
 untold = None
 derived = p + 1
@@ -55,6 +56,7 @@ def test_a_cell_is_read_by_a_parser(notebook):
         "alpha": ("float", 0.9, "in (0, 1]"),
         "n": ("list[int]", [1, 1], "each in [1, 9], may repeat, as many as L0"),
         "device": ("str", "auto", "one of auto, cpu, cuda"),
+        "kinds": ("list[str]", ["skip norm"], "each one of skip norm, plain"),
         "grid": ("dict", {"a": 1}, ""),
         "untold": ("NoneType", None, ""),
     }
@@ -63,6 +65,7 @@ def test_a_cell_is_read_by_a_parser(notebook):
 ALLOWED = [
     {"kind": "y=z", "name": "ada", "p": 4294967295, "alpha": 1},
     {"L0": [1e-9, 5], "n": [9, 9]},
+    {"kinds": ["plain", "skip norm"]},
     {"n": [1, 2], "device": "cpu", "grid": {"b": [1, {"c": None}]}, "untold": None},
 ]
 REFUSED = {
@@ -74,6 +77,7 @@ REFUSED = {
     "L0": ([[0.1, 0.1], [0.1, -1], [0.1, 0], [], [0.1, "a"], [0.1, True], 0.1, "a"], ""),
     "n": ([[1], [1, 1, 1], [0, 1], [1, 1.5]], ""),
     "device": (["", "gpu", "auto, cpu"], "allowed: one of auto, cpu, cuda"),
+    "kinds": ([["skip"], ["plain", "skip norm, plain"], ["Plain"]], "each one of skip norm, plain"),
     "grid": ([{"a": float("nan")}, {1: 2}, {"a": {1, 2}}], "plain JSON is needed"),
     "nobody": ([1], "no parameter 'nobody'; known: kind, name, p, q, L0"),
 }

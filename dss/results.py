@@ -96,7 +96,7 @@ class Results:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.is_committed = _without_place(self.parameters) in committed_parameters(self.file)
         self.notebook, self.prefix = notebook, prefix or notebook
-        self.tables, self.figures, self.rows_vary = {}, {}, set()
+        self.tables, self.figures, self.rows_vary, self.tables_read = {}, {}, set(), {}
         self.tolerances, self.timings = dict(tolerances or {}), list(timings)
         self.started, self.clock = datetime.now(UTC), time.perf_counter()
 
@@ -116,6 +116,37 @@ class Results:
         write(path, content)
         self.tables[path.name] = hashlib.sha256(content).hexdigest()
         self.rows_vary |= {path.name} if rows_vary else set()
+        return pd.read_csv(io.BytesIO(content), keep_default_na=True)
+
+    def read(self, name: str, folder: str = "") -> "pd.DataFrame":
+        """A table of another notebook; the manifest of this one will hold its hash.
+
+        Args:
+            name: of its file without ending: `"02_quad_pairs"`.
+            folder: where it lies; empty for `figures/paper` of the project.
+
+        Raises:
+            ValueError: there is no such table, or it is not the one that the manifest beside it
+                speaks of: its notebook was stopped, or the file was changed.
+        """
+        import pandas as pd
+
+        place = folder_from(folder or PROJECT / "figures" / "paper", "the folder of the tables")
+        path, entries = place / f"{name}.csv", manifest_from(place)
+        if not path.is_file():
+            makers = entries or manifest_from(PROJECT / "figures" / "paper")
+            known = [e["notebook"] for e in makers.values() if path.name in e["tables"]]
+            hint = f"; `dss reproduce {Path(known[0]).stem}` makes it" if known else ""
+            raise ValueError(f"{path} is not there{hint}")
+        content = path.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        for entry in entries.values():
+            if entry["tables"].get(path.name, digest) != digest:
+                raise ValueError(
+                    f"{path} is not the table of {place / 'manifest.json'}: {entry['notebook']} "
+                    "was stopped, or the file was changed; run that notebook again"
+                )
+        self.tables_read[path.name] = digest
         return pd.read_csv(io.BytesIO(content), keep_default_na=True)
 
     def figure(self, figure, name: str) -> Path:
@@ -181,6 +212,7 @@ class Results:
             "parameters": portable(self.parameters),
             "seed": self.parameters["seed"],
             "data": dict(DATA_READ),
+            "tables_read": self.tables_read,
             "tables": self.tables,
             "tolerances": self.tolerances,
             "timings": self.timings,

@@ -61,9 +61,9 @@ def summarise(
         if over == "connected":
             connected = group.connected.astype(bool)
             k = int(connected.sum())
-            wilson = stats.binomtest(k, n).proportion_ci(method="wilson")
+            low, high = wilson(k, n)
             row |= {"n_connected": k, "fraction": k / n}
-            row |= {"fraction_low": wilson.low, "fraction_high": wilson.high}
+            row |= {"fraction_low": low, "fraction_high": high}
             group = group[connected]
         for column in columns:
             values = group[column].dropna().to_numpy(float)
@@ -77,6 +77,16 @@ def summarise(
             row |= {column: mean, f"{column}_low": low, f"{column}_high": high}
         rows.append(row)
     return pd.DataFrame(rows, columns=names)
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval for a fraction of which k in n were counted; NaN where n is 0."""
+    from scipy import stats
+
+    if n == 0:
+        return np.nan, np.nan
+    interval = stats.binomtest(k, n).proportion_ci(method="wilson")
+    return interval.low, interval.high
 
 
 def reported(table: pd.DataFrame) -> pd.DataFrame:
@@ -199,3 +209,77 @@ def exponent(
     local = np.diff(here) / np.diff(log_x)
     values = np.polyfit(log_x, here, 1)[0], low, high, local.min(), local.max()
     return dict(zip(names, map(float, values), strict=True))
+
+
+def rank_correlation(
+    x: pd.Series, y: pd.Series, cluster: pd.Series, n_resamples: int = 1_000
+) -> dict[str, float]:
+    """Spearman's rank correlation over cells of several tasks, and within the tasks.
+
+    Args:
+        x: `(n,)`, one measure of each cell.
+        y: `(n,)`, another one.  Cells where one of the two is not finite are left out.
+        cluster: `(n,)`, the task of each cell; cells of one task are resampled together.
+        n_resamples: of the bootstrap over tasks, seed 0.
+
+    Returns:
+        `n_cells`, `n_tasks`; `rho` with its 95 % interval `low`, `high` (NaN with fewer than 5
+        tasks; a task that is drawn twice pulls it towards what holds inside tasks); and `within`,
+        the mean of the correlations inside each of `n_within` tasks that have three cells or more.
+        A correlation of what does not vary is NaN.
+    """
+    from scipy import stats
+
+    frame = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float)})
+    frame["cluster"] = np.asarray(cluster)
+    frame = frame[np.isfinite(frame[["x", "y"]]).all(axis=1)]
+
+    def rho(cells: np.ndarray) -> float:
+        varies = len(cells) > 1 and (np.ptp(cells, axis=0) > 0).all()
+        return float(stats.spearmanr(*cells.T).statistic) if varies else np.nan
+
+    tasks = [group[["x", "y"]].to_numpy() for _, group in frame.groupby("cluster", sort=False)]
+    rng, low, high = np.random.default_rng(0), np.nan, np.nan
+    if len(tasks) >= 5:
+        draws = rng.integers(len(tasks), size=(n_resamples, len(tasks)))
+        resampled = [rho(np.concatenate([tasks[i] for i in draw])) for draw in draws]
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
+    inside = [value for task in tasks if len(task) >= 3 and np.isfinite(value := rho(task))]
+    return {
+        "n_cells": len(frame),
+        "n_tasks": len(tasks),
+        "rho": rho(frame[["x", "y"]].to_numpy()),
+        "low": float(low),
+        "high": float(high),
+        "within": float(np.mean(inside)) if inside else np.nan,
+        "n_within": len(inside),
+    }
+
+
+def ratio_of_means(before: pd.Series, after: pd.Series) -> dict[str, float]:
+    """How many times as large a mean is after a change, with its 95 % interval over pairs.
+
+    Args:
+        before: of each pair, by its index.
+        after: of the same pairs; a pair that lacks one of the two is left out.
+
+    Returns:
+        `n_pairs`, `ratio`, and the bootstrap's `low`, `high` (9,999 resamples, seed 0; NaN with
+        fewer than 5 pairs).
+    """
+    from scipy import stats
+
+    both = pd.concat([before, after], axis=1).dropna().to_numpy(float)
+    row = {"n_pairs": len(both), "ratio": np.nan, "low": np.nan, "high": np.nan}
+    if len(both) and both[:, 0].mean():
+        row["ratio"] = float(both[:, 1].mean() / both[:, 0].mean())
+    if len(both) >= 5 and np.isfinite(row["ratio"]):
+        found = stats.bootstrap(
+            (both[:, 0], both[:, 1]),
+            lambda x, y, axis: y.mean(axis=axis) / x.mean(axis=axis),
+            paired=True,
+            method="percentile",
+            rng=0,
+        )
+        row["low"], row["high"] = map(float, found.confidence_interval)
+    return row

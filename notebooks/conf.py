@@ -296,9 +296,11 @@ def _made_by(size: str, entry: dict) -> str:
     """Parameters, environment and tables of a figure, folded."""
     parameters = ", ".join(f"`{k}={v!r}`" for k, v in entry["parameters"].items())
     tables = ", ".join(f"{{download}}`{t} <../figures/{size}/{t}>`" for t in entry["tables"])
+    read = ", ".join(f"`{t}`" for t in entry.get("tables_read", {}))
     rows = {
         "parameters": parameters,
         "numbers": tables or "none",
+        **({"numbers of others": read} if read else {}),
         "made": f"{entry['started'][:10]} on {entry['cpu']}, {entry['device']}, "
         f"{entry['threads']} thread(s), in {entry['seconds']:.0f} s (of the last attempt, where a "
         "stopped run went on)",

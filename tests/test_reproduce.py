@@ -604,3 +604,39 @@ def test_a_row_is_kept_where_a_run_has_checkpoints(tmp_path):
     assert run.once("a", compute) == run.once("a", compute) == row and len(calls) == 3
     found = run.once("b", lambda: Path("x.csv"), ["name", "suffix"])
     assert found == run.once("b", compute) == {"name": "x.csv", "suffix": ".csv"}
+
+
+def test_a_table_of_another_notebook_is_read_and_named_in_the_manifest(tmp_path):
+    import pandas as pd
+
+    made = Results("01_maker", {"size": "quick", "seed": 0, "out": str(tmp_path / "made")})
+    made.table(pd.DataFrame({"L0": [0.1, 0.01]}), "rows")
+    made.figures["01_maker_picture.png"] = "0"
+    made.finish()
+    run = Results("02_reader", {"size": "quick", "seed": 0, "out": str(tmp_path / "read")})
+    assert run.read("01_maker_rows", str(tmp_path / "made")).L0.tolist() == [0.1, 0.01]
+    run.figures["02_reader_picture.png"] = "0"
+    run.finish()
+    (entry,) = json.loads((tmp_path / "read" / "manifest.json").read_text()).values()
+    path = tmp_path / "made" / "01_maker_rows.csv"
+    assert entry["tables_read"] == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+
+    path.write_text("L0\n0.2\n")  # a run that was stopped, or a hand
+    with pytest.raises(ValueError, match="01_maker_rows.csv is not the table of .*01_maker.ipynb"):
+        run.read("01_maker_rows", str(tmp_path / "made"))
+    path.unlink()
+    with pytest.raises(ValueError, match="rows.csv is not there; `dss reproduce 01_maker` makes"):
+        run.read("01_maker_rows", str(tmp_path / "made"))
+    with pytest.raises(ValueError, match="nobody_rows.csv is not there$"):
+        run.read("nobody_rows", str(tmp_path / "made"))
+    with pytest.raises(
+        ValueError, match="the folder of the tables is .*manifest.json', which is a"
+    ):
+        run.read("01_maker_rows", str(tmp_path / "made" / "manifest.json"))
+
+
+def test_tables_are_read_from_the_paper_size_of_the_project(tmp_path):
+    run = Results("02_reader", {"size": "quick", "seed": 0, "out": str(tmp_path)})
+    assert len(run.read("02_quad_pairs")) > 1000
+    with pytest.raises(ValueError, match="authors_pairs.csv is not there; `dss reproduce 08_auth"):
+        run.read("authors_pairs", str(tmp_path / "elsewhere"))

@@ -92,3 +92,68 @@ def test_reported_means_leave_out_pairs_that_failed_and_count_them():
     assert (first["beads_mean"], first["beads_sem"]) == (2.0, 1.0)
     assert (first["length_mean"], first["length_sem"]) == (1.5, 0.5)
     assert second["beads_mean"] == 5 and np.isnan(second["beads_sem"])
+
+
+def test_wilsons_interval_of_a_count():
+    assert stats.wilson(15, 20) == pytest.approx((0.531299, 0.888138), abs=1e-6)
+    assert stats.wilson(0, 7)[0] == 0 and stats.wilson(7, 7)[1] == 1
+    assert np.isnan(stats.wilson(0, 0)).all()
+
+
+def cells_of(n_tasks, n_each, slope):
+    """Inside a task y goes with x where the slope is 1; from task to task it always does."""
+    task = np.repeat(np.arange(n_tasks), n_each)
+    x = np.tile(np.arange(n_each), n_tasks) + 100 * task
+    return x, 200 * task + slope * (x - 100 * task), task
+
+
+@pytest.mark.parametrize("slope", [1, -1])
+def test_rank_correlations_over_cells_and_inside_tasks(slope):
+    found = stats.rank_correlation(*cells_of(6, 4, slope))
+    assert (found["n_cells"], found["n_tasks"], found["n_within"]) == (24, 6, 6)
+    assert found["within"] == pytest.approx(slope)
+    if slope == 1:
+        assert [found[name] for name in ("rho", "low", "high")] == pytest.approx([1, 1, 1])
+    else:
+        assert 0.9 < found["rho"] < 1 and 0 < found["low"] < found["high"] < 1
+
+
+def test_a_rank_correlation_leaves_out_what_was_not_measured():
+    x, y, task = cells_of(6, 4, 1)
+    whole = stats.rank_correlation(x, y, task)
+    more = [np.append(v, [v[0]] * 2) for v in (x.astype(float), y.astype(float), task)]
+    more[0][-1], more[1][-2] = np.nan, np.inf
+    assert stats.rank_correlation(*more) == whole
+
+
+def test_too_little_has_no_rank_correlation():
+    few = stats.rank_correlation(*cells_of(4, 3, 1))
+    assert few["rho"] == pytest.approx(1) and np.isnan(few["low"]) and np.isnan(few["high"])
+    pairs = stats.rank_correlation(*cells_of(6, 2, 1))
+    assert np.isnan(pairs["within"]) and pairs["n_within"] == 0
+    constant = stats.rank_correlation(np.ones(10), np.arange(10), np.repeat([0, 1], 5))
+    assert np.isnan(constant["rho"]) and constant["n_within"] == 0
+    nothing = stats.rank_correlation([], [], [])
+    assert nothing["n_cells"] == 0 and np.isnan(nothing["rho"])
+
+
+def test_tasks_are_drawn_and_not_cells():
+    """Eight copies of every cell: they are still five tasks, with the interval of five."""
+    rng = np.random.default_rng(1)
+    x, y, task = rng.normal(size=15), rng.normal(size=15), np.repeat(np.arange(5), 3)
+    once = stats.rank_correlation(x, y, task)
+    again = stats.rank_correlation(*(np.repeat(v, 8) for v in (x, y, task)))
+    for name in ("rho", "low", "high", "within"):
+        assert again[name] == pytest.approx(once[name], abs=1e-9), name
+
+
+def test_a_ratio_of_means_is_over_the_same_pairs():
+    before = pd.Series([1.0, 2.0, 3.0, 4.0, 5.0, 70.0])
+    found = stats.ratio_of_means(before, 3 * before[:5])
+    assert found == pytest.approx({"n_pairs": 5, "ratio": 3.0, "low": 3.0, "high": 3.0})
+    noisy = stats.ratio_of_means(before[:5], pd.Series([1.0, 9.0, 3.0, 1.0, 1.0]))
+    assert noisy["ratio"] == 1 and noisy["low"] < 1 < noisy["high"]
+    few = stats.ratio_of_means(before[:4], before[:4])
+    assert few["ratio"] == 1 and np.isnan(few["low"])
+    assert np.isnan(stats.ratio_of_means(0 * before, before)["ratio"])
+    assert stats.ratio_of_means(before[:0], before)["n_pairs"] == 0

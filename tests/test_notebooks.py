@@ -88,6 +88,19 @@ def test_every_file_is_what_its_manifest_says(size):
     assert found == digests
 
 
+@pytest.mark.parametrize("size", ["quick", "paper"])
+def test_what_a_notebook_read_of_others_is_what_is_committed(size):
+    folder = ROOT / "figures" / size
+    read = [
+        e.get("tables_read", {})
+        for e in json.loads((folder / "manifest.json").read_text()).values()
+    ]
+    assert any(read)
+    for name, digest in {item for tables in read for item in tables.items()}:
+        found = hashlib.sha256((ROOT / "figures" / "paper" / name).read_bytes()).hexdigest()
+        assert found == digest, f"{name} has changed since it was read"
+
+
 def test_no_output_names_a_place_of_the_machine_it_came_from(notebook):
     """A warning of a library, say, which also changes from version to version."""
     for cell in code_cells(notebook[0]):

@@ -195,6 +195,11 @@ SETTINGS = {
          "L0_quad": [0.001, 0.02], "n_quad": 2, "L0_failed": 1e-9, "n_failed": 2,
          "L0_cycle": 1e-9, "L0_cubic": [1e-9], "n_cubic": 1},
     ],
+    "16_how_nonconvex": [
+        {"tables": str(QUICK), "share": 0.5, "n_resamples": 100},
+        {"tasks": ["cubic"], "share": 1, "n_resamples": 200, "seed": 4294967},
+        {"tables": str(QUICK), "tasks": ["CIFAR ResNet", "PTB LSTM"], "n_resamples": 100},
+    ],
     "sweep_report": [
         {"table": str(QUICK / "sweep_report_rows.csv"), "seed": 4294967293, "log_x": True},
     ],

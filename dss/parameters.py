@@ -10,7 +10,8 @@ The range is what stands before the first semicolon of the comment:
     table.parquet or table.csv        # a file with one of these endings, or an empty text
 
 With `each` it holds of every entry of a list, which is not empty and has no entry twice, unless
-`may repeat` follows after a comma; `as many as NAME` makes it as long as another list.
+`may repeat` follows after a comma; `as many as NAME` makes it as long as another list.  A comment
+that ends with a comma goes on in the next line, which holds nothing else.
 """
 
 import ast
@@ -93,7 +94,7 @@ def read_cell(source: str) -> dict[str, Parameter]:
         for token in tokenize.generate_tokens(io.StringIO(source).readline)
         if token.type == tokenize.COMMENT
     }
-    found = {}
+    found, lines = {}, source.splitlines()
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, "target", None)
         if not isinstance(target, ast.Name) or getattr(node, "value", None) is None:
@@ -104,7 +105,9 @@ def read_cell(source: str) -> dict[str, Parameter]:
             continue
         stated = isinstance(node, ast.AnnAssign)
         kind = ast.unparse(node.annotation) if stated else type(default).__name__
-        comment = comments.get(node.end_lineno, "")
+        comment, line = comments.get(node.end_lineno, ""), node.end_lineno + 1
+        while comment.endswith(",") and lines[line - 1 : line] and lines[line - 1][:1] == "#":
+            comment, line = f"{comment} {comments[line]}", line + 1
         first = comment.partition(";")[0].strip()
         stated_range = first if _test_of(first)[0] is not None else ""
         found[target.id] = Parameter(target.id, kind, default, stated_range)

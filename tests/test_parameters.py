@@ -23,7 +23,8 @@ L0: list[float] = [
 alpha: float = 0.9  # in (0, 1]; of L0
 n: list[int] = [1, 1]  # each in [1, 9], may repeat, as many as L0; pairs
 device: str = "auto"  # one of auto, cpu, cuda
-kinds: list[str] = ["skip norm"]  # each one of skip norm, plain
+kinds: list[str] = ["skip norm"]  # each one of skip norm,
+#   plain; of networks
 grid: dict = {"a": 1}
 untold = None
 derived = p + 1
@@ -98,6 +99,12 @@ def test_what_is_not_is_refused_with_its_name_and_value(notebook, name, value, m
     said = str(caught.value)
     assert said.startswith("some") and name in said and message in said
     assert name == "nobody" or short(value) in said
+
+
+def test_a_comment_goes_on_only_in_a_line_of_its_own(tmp_path):
+    cell = "a: int = 1  # > 0,\nb: int = 2  # > 1; last,"
+    known = declared_parameters(written(tmp_path / "a.ipynb", cell))
+    assert (known["a"].range, known["b"].range) == ("", "> 1")
 
 
 def test_lists_that_belong_together_have_one_length(notebook):

@@ -8,7 +8,7 @@ export DSS_MNIST_DIR
 # Some container images set it: assertions would be off, and with them checks and tests.
 unexport PYTHONOPTIMIZE
 
-.PHONY: env figures test check lint torture lab site classroom bench clean
+.PHONY: env figures test check lint torture lab site pdf classroom bench clean
 
 env: $(STAMP)
 
@@ -54,6 +54,10 @@ lab: env
 site: env
 	$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks build/site
 	@echo "open build/site/index.html"
+
+# The same as one PDF of some 400 pages, where Chromium or Chrome is installed.
+pdf: env
+	$(BIN)/python notebooks/pdf.py build/pdf
 
 bench: env
 	$(BIN)/python tests/benchmarks/bench.py

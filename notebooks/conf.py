@@ -200,11 +200,17 @@ class ShortAnchors(SphinxPostTransform):
     default_priority = 900
 
     def run(self, **kwargs) -> None:
-        for signature in self.document.findall(addnodes.desc_signature):
+        signatures = list(self.document.findall(addnodes.desc_signature))
+        taken = {
+            *self.document.ids,
+            *(name for signature in signatures for name in signature["ids"]),
+        }
+        for signature in signatures:
             for name in list(signature["ids"]):
                 short = ".".join(["dss", *name.split(".")[2:]])
-                if name.count(".") > 1 and short not in self.document.ids:
+                if name.count(".") > 1 and short not in taken:
                     signature["ids"].append(short)
+                    taken.add(short)
 
 
 class CellOutputs(SphinxPostTransform):

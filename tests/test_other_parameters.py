@@ -151,6 +151,9 @@ SETTINGS = {
          "max_depth": 1, "seed": 4294967},
         {"tasks": ["digits mlp", "QUAD"], "widths": [2], "L0_images": 1e-9, "L0_quad": 1e-9,
          "n_eval": 2, "n_pairs": 1, "max_steps": 1},
+        {"tasks": ["PTB LSTM", "cubic", "CIFAR CNN"], "widths": [2], "L0_words": 6.9,
+         "L0_cubic": 0.1, "L0_cifar": 2.3, "n_rows": 10, "n_images": 10, "n_eval": 4, "n_pairs": 1,
+         "n_t": 5, "max_steps": 50, "max_depth": 1},
     ],
     "13_saddles": [
         {"L0": [0.05], "n_pairs": 1, "n_climbs": 1, "most_hessians": 2, "L0_flat": 0.05,

@@ -36,6 +36,7 @@ MARKERS = "osD^vPX"
 # Inches of a page and of one of its two columns.  A figure is drawn at the size at which it is
 # printed, so that its text has the size that it says: 8 points and more.
 PAGE, COLUMN = 7.0, 3.4
+CHARACTERS = 50  # of tick labels, which stand side by side below a column
 STYLE = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -282,6 +283,9 @@ def distributions(
         if (table[column] % 1 == 0).all():
             axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.get_legend().remove()
+        if table[x].drop_duplicates().astype(str).str.len().sum() > CHARACTERS:
+            axis.tick_params(axis="x", labelrotation=40)
+            plt.setp(axis.get_xticklabels(), ha="right", rotation_mode="anchor")
     handles = [plt.Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(4, len(groups)))
     return figure

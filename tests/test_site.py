@@ -251,6 +251,20 @@ def test_cards_by_keyboard_and_by_pointer(page, site):
     page.wait_for_selector("#dss-card", state="hidden")
 
 
+@pytest.mark.parametrize("theme", RULES)
+@pytest.mark.parametrize("anchor", ["01_definitions.html#eq-4", "#term-", "#ref-"])
+def test_everybody_can_read_an_open_card(page, site, anchor, theme):
+    page.goto((site / "03_mnist.html").as_uri())
+    page.emulate_media(color_scheme=theme)
+    page.wait_for_function(f"document.documentElement.dataset.theme == '{theme}'")
+    page.add_style_tag(content="* { transition: none !important }")
+    page.locator(f"article a[href*='{anchor}']").first.hover()
+    page.wait_for_selector("#dss-card", state="visible")
+    options = {"preload": False, "resultTypes": ["violations"], "elementRef": False}
+    found = Axe().run(page, "#dss-card", options=options | RULES[theme])
+    assert found.violations_count == 0, found.generate_report()
+
+
 @pytest.mark.parametrize("anchor", ["01_definitions.html#eq-4", "#term-", "#ref-"])
 def test_cards_fit_a_narrow_screen(page, site, anchor):
     page.set_viewport_size({"width": 360, "height": 740})

@@ -33,6 +33,9 @@
     shown = link;
     card.innerHTML = textOf(link);
     card.hidden = false;
+    if (card.querySelector("div.math")) // its glyphs are no text: the source is
+      card.setAttribute("aria-label", card.textContent.trim());
+    else card.removeAttribute("aria-label");
     link.setAttribute("aria-describedby", card.id);
     place();
     globalThis.MathJax?.typesetPromise?.([card]).then(() => shown === link && place());

@@ -167,12 +167,12 @@ class GlossaryLinks(SphinxPostTransform):
     default_priority = 950
     spelled = {w: t for t in TERMS if "`" not in t for w in (t, t[0].upper() + t[1:])}
     words = re.compile(
-        rf"(?<![\w-])(?<!Dynamic )({'|'.join(sorted(spelled, key=len)[::-1])})(?:e?s)?(?![\w-])"
+        rf"(?<![\w-])(?<!Dynamic )(?<!ully )({'|'.join(sorted(spelled, key=len)[::-1])})(?:e?s)?(?![\w-])"
     )
 
     def run(self, **kwargs) -> None:
         name = self.env.docname
-        if self.app.builder.name != "html" or name == "glossary":
+        if self.app.builder.name != "html" or name in ("glossary", "references"):
             return
         page = self.app.builder.get_relative_uri(name, "glossary")
         objects = self.env.domains.standard_domain.objects

@@ -89,6 +89,24 @@ def wilson(k: int, n: int) -> tuple[float, float]:
     return interval.low, interval.high
 
 
+def verdicts(counts: pd.DataFrame, share: float) -> pd.DataFrame:
+    """Whether each of some statements holds of a share of all cases, as far as counts tell.
+
+    Args:
+        counts: a row for each statement, with `k` of `n` cases in which it holds.
+        share: of cases in which it is to hold.
+
+    Returns:
+        The same with Wilson's 95 % interval as `low`, `high`, and with `verdict`: `"holds"` where
+        the interval lies at or above the share, `"does not hold"` where it lies below, else
+        `"cannot be told"`.
+    """
+    ends = [wilson(int(k), int(n)) for k, n in zip(counts.k, counts.n, strict=True)]
+    low, high = np.reshape(ends, (-1, 2)).T
+    said = np.select([low >= share, high < share], ["holds", "does not hold"], "cannot be told")
+    return counts.assign(low=low, high=high, verdict=said)
+
+
 def reported(table: pd.DataFrame) -> pd.DataFrame:
     """Means over connected pairs with their standard errors, as the authors' scripts report them.
 

@@ -167,7 +167,8 @@ class GlossaryLinks(SphinxPostTransform):
     default_priority = 950
     spelled = {w: t for t in TERMS if "`" not in t for w in (t, t[0].upper() + t[1:])}
     words = re.compile(
-        rf"(?<![\w-])(?<!Dynamic )(?<!ully )({'|'.join(sorted(spelled, key=len)[::-1])})(?:e?s)?(?![\w-])"
+        r"(?<![\w-])(?<!Dynamic )(?<!ully )"
+        rf"({'|'.join(sorted(spelled, key=len)[::-1])})(?:e?s)?(?![\w-])"
     )
 
     def run(self, **kwargs) -> None:

@@ -100,6 +100,16 @@ def test_wilsons_interval_of_a_count():
     assert np.isnan(stats.wilson(0, 0)).all()
 
 
+def test_a_statement_holds_where_its_whole_interval_does():
+    counts = pd.DataFrame({"k": [73, 72, 99, 80, 0], "n": [73, 72, 100, 100, 0]})
+    said = stats.verdicts(counts, 0.95)
+    expected = ["holds", "cannot be told", "cannot be told", "does not hold", "cannot be told"]
+    assert said.verdict.tolist() == expected
+    assert said.low[3] < 0.8 < said.high[3] and said.k.tolist() == counts.k.tolist()
+    assert stats.verdicts(counts, 0.5).verdict.tolist() == ["holds"] * 4 + ["cannot be told"]
+    assert list(stats.verdicts(counts[:0], 0.95)) == ["k", "n", "low", "high", "verdict"]
+
+
 def cells_of(n_tasks, n_each, slope):
     """Inside a task y goes with x where the slope is 1; from task to task it always does."""
     task = np.repeat(np.arange(n_tasks), n_each)

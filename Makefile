@@ -55,9 +55,9 @@ site: env
 	$(BIN)/python -m sphinx -W --keep-going -q -b html notebooks build/site
 	@echo "open build/site/index.html"
 
-# The same as one PDF of some 400 pages, where Chromium or Chrome is installed.
-pdf: env
-	$(BIN)/python notebooks/pdf.py build/pdf
+# All pages of the site bound in one, where a Chromium is at hand to print it.
+pdf: site
+	$(BIN)/python notebooks/pdf.py build/site build/pdf/dss-companion.pdf
 
 bench: env
 	$(BIN)/python tests/benchmarks/bench.py

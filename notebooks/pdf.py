@@ -1,212 +1,272 @@
-"""One PDF of the whole companion: all pages of the site on one, printed by Chromium.
+"""The companion as one PDF: the pages of the site, bound in one document that Chromium prints.
 
-    python notebooks/pdf.py build/pdf
-
-`make pdf` calls it.  Chromium or Chrome is taken from the path, or from DSS_BROWSER.  Where there
-is none, nothing is written and one sentence says so.
+`make pdf` writes build/pdf/dss-companion.pdf.  Where no browser starts, it says so and writes
+nothing.
 """
 
+import json
 import os
+import re
 import shutil
+import subprocess
 import sys
-from datetime import date
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 
+import matplotlib
 from bs4 import BeautifulSoup, Tag
-from playwright.sync_api import Error, Page, sync_playwright
-from sphinx.cmd.build import build_main
+from PIL import Image
 
 import dss
-from dss.provenance import environment
+from dss.files import write
 
-HERE = Path(__file__).resolve().parent
-NAME = "dss-companion.pdf"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 NO_BROWSER = (
-    "No PDF was written: it is printed by a browser, and there is none here. Install Chromium or "
-    "Chrome, or set DSS_BROWSER to the path of one."
+    "NO PDF WAS MADE, as no browser started: {why}. Install Chromium (`apt-get install chromium`, "
+    "or `playwright install chromium`), or set DSS_BROWSER to the path of a Chromium or Chrome."
 )
-# Parts of a page that mean nothing on paper.
-SCREEN_ONLY = (
-    "a.headerlink, a.viewcode-link, button, script, noscript, link, style, .toctree-wrapper > p"
+TITLE = """
+<header id="title-page">
+<img src="{logo}" alt="">
+<h1>The DSS companion</h1>
+<p>to C. Daniel Freeman and Joan Bruna,<br>
+<em>How nonconvex is it? Exploring neural network geometry through Dynamic String Sampling</em><br>
+(draft of July 15, 2016)</p>
+<p>{edition}</p>
+</header>
+"""
+STILL = """
+<figure class="still"><img src="{name}.png" alt="The page as it begins.">
+<figcaption>This part of the page moves, and here is how it begins. <code>make site</code> writes
+it to <code>build/site/{name}.html</code>, which opens in a browser.</figcaption></figure>
+"""
+FACES = {
+    "STIXGeneral": "font-family: Book",
+    "STIXGeneralBol": "font-family: Book; font-weight: bold",
+    "STIXGeneralItalic": "font-family: Book; font-style: italic",
+    "STIXGeneralBolIta": "font-family: Book; font-weight: bold; font-style: italic",
+    "DejaVuSansMono": "font-family: Code",
+    "DejaVuSansMono-Bold": "font-family: Code; font-weight: bold",
+    "DejaVuSansMono-Oblique": "font-family: Code; font-style: italic",
+}
+# What the screen needs, and paper does not.
+ON_SCREEN = (
+    ".headerlink, .viewcode-link, .viewcode-back, .toctree-wrapper, script, noscript, link, "
+    "details.admonition > summary"
 )
-INTERACTIVE = {".dss-play": "landscape", ".dss-walk": "walk"}
-FOOTER = (
-    '<div style="width:100%; font: 8px sans-serif; color: #555; text-align: center">'
-    '<span class="pageNumber"></span></div>'
-)
-MARGINS = {"top": "18mm", "bottom": "18mm", "left": "17mm", "right": "17mm"}
-# Waits for formulas and pictures, and shrinks what is wider than the page.
-SETTLE = """async () => {
-    await MathJax.startup.promise;
-    await Promise.all([...document.images].map(picture => picture.decode().catch(() => null)));
-    const width = document.querySelector("main").clientWidth;
-    const excess = tag => Math.max(
-        tag.getBoundingClientRect().width / width, tag.scrollWidth / Math.max(1, tag.clientWidth));
-    for (const tag of document.querySelectorAll("table, mjx-container[display], .cell_output pre"))
-        for (let zoom = 1, k = 0; k < 4 && excess(tag) > 1; k++)
-            tag.style.zoom = zoom = Math.max(0.4, zoom / excess(tag));
+LAID_OUT = """async () => {
+  await MathJax.startup.promise;
+  for (const formula of document.querySelectorAll(":is(h1, h2, h3) mjx-container"))
+    formula.replaceWith(formula.querySelector("math")); // whose letters come into the outline
+  await document.fonts.ready;
+  await Promise.all([...document.images].map((image) => image.decode()));
+  for (const block of document.querySelectorAll("table, div.math")) { // wide ones get smaller
+    let size = parseFloat(getComputedStyle(block).fontSize), fits;
+    while ((fits = block.parentElement.clientWidth / block.scrollWidth) < 1 && size > 6)
+      block.style.fontSize = `${size *= 0.99 * fits}px`;
+  }
 }"""
+NUMBERED = """(numbers) => {
+  for (const link of document.querySelectorAll(".number"))
+    link.textContent = numbers[link.getAttribute("href").slice(1)];
+}"""
+WIDTH = 672  # of the text, in pixels of which 96 are an inch: A4 without the margins of print.css
+PRINTED = {
+    "prefer_css_page_size": True,
+    "print_background": True,
+    "outline": True,
+    "tagged": True,
+}
 
 
-def main(folder: str) -> int:
-    browser = find_browser()
-    if browser is None:
-        print(NO_BROWSER)
-        return 0
-    site, target = Path(folder, "site"), Path(folder, NAME)
-    arguments = ["-W", "--keep-going", "-q", "-b", "singlehtml", str(HERE), str(site)]
-    if status := build_main(arguments):
-        return status
-    page = site / "index.html"
-    page.write_text(as_book(page.read_text(encoding="utf-8")), encoding="utf-8")
-    try:
-        printed = print_page(page, browser)
-    except Error as error:
-        print(f"{NO_BROWSER} {browser} says: {error.message.splitlines()[0]}")
-        return 0
-    partial = target.with_suffix(".part")
-    partial.write_bytes(printed)
-    partial.replace(target)
-    print(f"open {target}")
-    return 0
-
-
-def find_browser() -> str | None:
-    """Path of a Chromium, or None."""
-    if chosen := os.environ.get("DSS_BROWSER"):
-        return shutil.which(chosen)
-    return next(filter(None, map(shutil.which, BROWSERS)), None)
-
-
-def as_book(html: str) -> str:
-    """The page of all pages as a book: a title, contents, and chapters whose links lead inside."""
-    whole = BeautifulSoup(html, "html.parser")
-    article = whole.select_one("article.bd-article")
-    for tag in article.select(SCREEN_ONLY):
-        tag.decompose()
-    for selector, page in INTERACTIVE.items():
-        for tag in article.select(selector):
-            tag.replace_with(paragraph(whole, f"(Interactive: {page}.html of the site.)"))
-    for tag in article.select("details"):
-        tag["open"] = ""
-    for tag in article.select("details.hide summary"):
-        tag.string = "Solution"
-    chapters = {"index": article.find("section", recursive=False)}
-    for mark in article.select("span[id^=document-]"):
-        chapters[mark["id"].removeprefix("document-")] = mark.find_next_sibling("section").extract()
-        mark.decompose()
-    for name, chapter in chapters.items():
-        chapter["class"] = ["chapter"]
-        own_ids(chapter, name)
-    known = {tag["id"] for chapter in chapters.values() for tag in chapter.select("[id]")}
-    known |= set(chapters)
-    for chapter in chapters.values():
-        lead_inside(chapter, known)
-    main = whole.new_tag("main")
-    main.extend([title_page(whole), contents(whole, chapters), *chapters.values()])
-    body = whole.body
-    scripts = [tag.extract() for tag in whole.select("script") if is_for_formulas(tag)]
-    body.clear()
-    body.extend([main, *scripts])
-    for tag in whole.head.select("script, link:not([href*=pygments])"):
-        tag.decompose()
-    style = whole.new_tag("link", rel="stylesheet", href="_static/book.css")
-    whole.head.append(style)
-    return str(whole)
-
-
-def is_for_formulas(tag: Tag) -> bool:
-    return "mathjax" in (tag.get("src") or "").lower() or "MathJax" in (tag.string or "")
-
-
-def paragraph(whole: BeautifulSoup, text: str, kind: str = "p") -> Tag:
-    tag = whole.new_tag(kind)
-    tag.string = text
-    return tag
-
-
-def own_ids(chapter: Tag, name: str) -> None:
-    """Ids of a chapter begin with its name: several pages have a section `check`."""
-    for tag in chapter.select("[id]"):
-        tag["id"] = f"{name}--{tag['id']}"
-    chapter["id"] = name
-    for link in chapter.select("a[href^='#']"):
-        page, _, anchor = link["href"].removeprefix("#").rpartition("#")
-        if page.startswith("document-"):
-            link["href"] = f"#{page.removeprefix('document-')}--{anchor}"
-        elif anchor.startswith("document-"):
-            link["href"] = f"#{anchor.removeprefix('document-')}"
+def order(site: Path) -> list[tuple[str, list[str]]]:
+    """Parts of the site with their pages, as its sidebar has them."""
+    nav = BeautifulSoup((site / "index.html").read_text(), "html.parser").select_one("nav.bd-links")
+    parts = [("", ["index"])]
+    for tag in nav.select(".caption, a"):
+        if tag.name == "a":
+            parts[-1][1].append(tag["href"].removesuffix(".html"))
         else:
-            link["href"] = f"#{name}--{anchor}"
+            parts.append((tag.text, []))
+    return parts
 
 
-def lead_inside(chapter: Tag, known: set[str]) -> None:
-    """Keep links to places of the book and to other hosts; the text of all others stays."""
-    for link in chapter.select("a"):
-        href = link.get("href", "")
-        if not href.startswith(("http://", "https://")) and href.removeprefix("#") not in known:
-            link.unwrap()
+def chapter(site: Path, name: str, names: list[str]) -> Tag:
+    """The text of a page.  Its anchors begin with its name, and its links lead into the book."""
+    soup = BeautifulSoup((site / f"{name}.html").read_text(), "html.parser")
+    article = soup.find("article")
+    article.name, article["id"] = "section", name
+    for tag in article.find_all("noscript"):
+        still = BeautifulSoup(STILL.format(name=name), "html.parser")
+        tag.find_next_sibling("div").replace_with(still)
+    for tag in article.select(ON_SCREEN):
+        tag.decompose()
+    for tag in article.find_all("details"):
+        tag["open"] = ""
+    anchors = set()
+    for tag in article.find_all(id=True):
+        anchor = f"{name}:{tag['id']}"
+        if anchor in anchors:
+            del tag["id"]  # links lead to the first
+        else:
+            tag["id"] = anchor
+            anchors.add(anchor)
+    for tag in article.find_all("a", href=True):
+        if not urlsplit(tag["href"]).scheme:
+            url, anchor = urldefrag(unquote(urljoin(f"{name}.html", tag["href"])))
+            if (page := url.removesuffix(".html")) in names:
+                tag["href"] = f"#{page}:{anchor}" if anchor else f"#{page}"
+            else:
+                tag.unwrap()
+    for tag in article.find_all("img"):
+        if not tag.find_parent(class_="still"):
+            path = (site / name).parent.joinpath(unquote(tag["src"])).resolve()
+            with Image.open(path) as picture:
+                inches = picture.width / picture.info.get("dpi", (96, 96))[0]
+            tag["src"], tag["style"] = path.as_uri(), f"width: {inches:.2f}in"
+    return article
 
 
-def title_page(whole: BeautifulSoup) -> Tag:
-    commit = (environment()["git_commit"] or "unknown")[:12]
-    page = whole.new_tag("header")
-    page.extend(
-        [
-            paragraph(whole, "The DSS companion", "h1"),
-            paragraph(
-                whole,
-                "beside C. Daniel Freeman and Joan Bruna, How nonconvex is it? Exploring neural "
-                "network geometry through Dynamic String Sampling (draft of July 15, 2016)",
-            ),
-            paragraph(whole, f"Version {dss.__version__}, commit {commit}, {date.today()}"),
-        ]
+def contents(parts: list, chapters: dict[str, Tag]) -> str:
+    """Titles that lead to their chapters, each with room for the number of its page."""
+    rows = []
+    for part, names in parts:
+        rows.append(f"<h2>{part}</h2>" if part else "")
+        for name in names:
+            title = chapters[name].find("h1").decode_contents()
+            rows.append(
+                f'<p><a href="#{name}">{title}</a><a class="number" href="#{name}"></a></p>'
+            )
+    return f'<nav id="contents"><h1>Contents</h1>{"".join(rows)}</nav>'
+
+
+def styles(site: Path, chapters: dict[str, Tag]) -> str:
+    """Fonts that come with matplotlib, the style of print, and at the foot the chapter's title."""
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    rules = [
+        f'@font-face {{ {face}; src: url("{(fonts / name).as_uri()}.ttf"); }}'
+        for name, face in FACES.items()
+    ]
+    for number, chapter_ in enumerate(chapters.values()):
+        title = json.dumps(chapter_.find("h1").get_text(), ensure_ascii=False)
+        rules.append(f"@page chapter{number} {{ @bottom-left {{ content: {title}; }} }}")
+        chapter_["style"] = f"page: chapter{number}"
+    sheets = [(site / "_static" / name).read_text() for name in ("pygments.css", "print.css")]
+    return "\n".join([*sheets, *rules])
+
+
+def edition() -> str:
+    """Version, and in a clone the commit, marked where files differ from it, and its day."""
+    here = Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists() or not shutil.which("git"):
+        return f"Version {dss.__version__}"
+
+    def git(*words):
+        return subprocess.check_output(["git", "-C", str(here), *words], text=True).strip()
+
+    commit = git("describe", "--always", "--exclude=*", "--dirty= with changes")
+    return f"Version {dss.__version__}, commit {commit}, {git('log', '-1', '--format=%cs')}"
+
+
+def book(site: Path) -> str:
+    """All pages of the site as one page."""
+    parts = order(site)
+    names = [name for _, chapters in parts for name in chapters]
+    chapters = {name: chapter(site, name, names) for name in names}
+    chapters["index"].find("h1").string = "Introduction"
+    head = f"<title>The DSS companion</title><style>{styles(site, chapters)}</style>"
+    mathjax = (site / "_static/mathjax/es5/tex-mml-chtml.js").as_uri()
+    title = TITLE.format(logo=(site / "_static/string.svg").as_uri(), edition=edition())
+    body = "".join([title, contents(parts, chapters), *map(str, chapters.values())])
+    return (
+        f'<!DOCTYPE html><html lang="en" data-theme="light"><head><meta charset="utf-8">{head}'
+        f'<script>MathJax = {{options: {{processHtmlClass: "math", enableMenu: false}}}}</script>'
+        f'<script src="{mathjax}"></script></head><body>{body}</body></html>'
     )
-    return page
 
 
-def contents(whole: BeautifulSoup, chapters: dict[str, Tag]) -> Tag:
-    """The titles of the chapters, each a link."""
-    page = whole.new_tag("nav")
-    page.append(paragraph(whole, "Contents", "h1"))
-    entries = whole.new_tag("ul")
-    for name, chapter in chapters.items():
-        entry, link = whole.new_tag("li"), whole.new_tag("a", href=f"#{name}")
-        link.string = chapter.find(["h1", "h2", "h3"]).get_text()
-        entry.append(link)
-        entries.append(entry)
-    page.append(entries)
-    return page
-
-
-def print_page(path: Path, browser: str) -> bytes:
-    """The PDF of a page on this disk, with an outline and numbered pages."""
+@contextmanager
+def chromium():
+    """A browser without a window; SystemExit(0) with a sentence where none starts."""
+    try:
+        from playwright.sync_api import Error, sync_playwright
+    except ImportError:
+        print(NO_BROWSER.format(why="Playwright is not installed (`make env` does it)"))
+        raise SystemExit(0) from None
+    chosen = os.environ.get("DSS_BROWSER")
+    found = next(filter(None, map(shutil.which, [chosen] if chosen else BROWSERS)), chosen)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"])
-        page = opened(started.new_page(), path)
-        printed = page.pdf(
-            format="A4",
-            margin=MARGINS,
-            print_background=True,
-            display_header_footer=True,
-            header_template="<span></span>",
-            footer_template=FOOTER,
-            outline=True,
-            tagged=True,
-        )
-        started.close()
-    return printed
+        try:
+            browser = playwright.chromium.launch(executable_path=found)
+        except Error as error:
+            print(NO_BROWSER.format(why=error.message.splitlines()[0]))
+            raise SystemExit(0) from None
+        yield browser
+        browser.close()
 
 
-def opened(page: Page, path: Path) -> Page:
-    """The page as it will be printed, 176 mm wide, with formulas set and pictures loaded."""
-    page.set_viewport_size({"width": 665, "height": 900})
-    page.emulate_media(media="print", color_scheme="light")
-    page.goto(path.resolve().as_uri())
-    page.evaluate(SETTLE)
+def take_stills(browser, site: Path, folder: Path) -> None:
+    """Pictures of what moves on the site, as it begins."""
+    page = browser.new_page(viewport={"width": 760, "height": 850}, device_scale_factor=2)
+    for path in site.glob("*.html"):
+        if "<noscript><p>" in path.read_text():
+            page.goto(path.as_uri(), wait_until="networkidle")
+            place = page.locator("article noscript + div").bounding_box() | {"height": 850}
+            page.screenshot(path=folder / f"{path.stem}.png", full_page=True, clip=place)
+    page.close()
+
+
+def leaves(pdf: bytes) -> dict[bytes, int]:
+    """Objects of a PDF, as Chromium writes it, that are its pages, with their numbers."""
+    pages = set(re.findall(rb"\n(\d+) 0 obj\n<</Type /Page\n", pdf))
+    kids = b" ".join(re.findall(rb"/Kids \[(.*?)\]", pdf)).split()
+    return {leaf: number for number, leaf in enumerate((k for k in kids if k in pages), start=1)}
+
+
+def unescaped(name: bytes) -> str:
+    return unquote(name.decode().replace("#", "%"))
+
+
+def page_numbers(pdf: bytes) -> dict[str, int]:
+    """On which page each anchor is that a link leads to."""
+    (table,) = re.findall(rb"/Dests (\d+) 0 R", pdf)
+    (body,) = re.findall(rb"\n" + table + rb" 0 obj\n<<(.*?)>>\nendobj", pdf, re.S)
+    numbers = leaves(pdf)
+    return {
+        unescaped(name): numbers[leaf] for name, leaf in re.findall(rb"/(\S+) \[(\d+) 0 R", body)
+    }
+
+
+def open_book(browser, site: Path, folder: Path):
+    """The page of all pages, as wide as on paper: formulas set, pictures loaded, and what is wide
+    made smaller.  It is written to the folder of the stills."""
+    (folder / "book.html").write_text(book(site), encoding="utf-8")
+    page = browser.new_page(viewport={"width": WIDTH, "height": 900}, color_scheme="light")
+    page.emulate_media(media="print")
+    page.goto((folder / "book.html").as_uri())
+    page.evaluate(LAID_OUT)
     return page
+
+
+def printed(page) -> bytes:
+    """The book, printed twice: the first time says on which pages the chapters begin."""
+    numbers = page_numbers(page.pdf(**PRINTED))
+    page.evaluate(NUMBERED, numbers)
+    pdf = page.pdf(**PRINTED)
+    if page_numbers(pdf) != numbers:
+        raise RuntimeError("the numbers in the contents moved the chapters to other pages")
+    return pdf
+
+
+def main(site: Path, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with chromium() as browser, TemporaryDirectory() as folder:
+        take_stills(browser, site, Path(folder))
+        write(out, printed(open_book(browser, site, Path(folder))))
+    print(f"open {out}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    main(*(Path(argument).resolve() for argument in sys.argv[1:]))

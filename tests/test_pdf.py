@@ -1,4 +1,4 @@
-"""One PDF of the whole companion: complete, inside its margins, and leading nowhere outside."""
+"""The companion as one PDF: what is in it, where links lead, and what is said without a browser."""
 
 import json
 import os
@@ -7,140 +7,204 @@ import subprocess
 import sys
 
 import pytest
-from browser import NO_BROWSER, ROOT, executable
+from browser import ROOT, executable
 from bs4 import BeautifulSoup
 
-pytestmark = pytest.mark.slow
 sys.path.insert(0, str(ROOT / "notebooks"))
+
 import pdf  # noqa: E402
 
-PAGES = [p for p in (ROOT / "notebooks").iterdir() if p.suffix in (".md", ".ipynb")]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def make(folder, browser):
-    """What `make pdf` says, in a folder; the browser of this machine, or none."""
+def make(site, out, **environment):
+    """`notebooks/pdf.py` in a process of its own, with the browser of the tests."""
+    chosen = {"DSS_BROWSER": executable()[0] or "none"} | environment
+    path = os.pathsep.join(filter(None, [environment.get("PYTHONPATH"), str(ROOT)]))
     return subprocess.run(
-        [sys.executable, "notebooks/pdf.py", str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"DSS_BROWSER": browser, "PYTHONPATH": str(ROOT)},
+        [sys.executable, str(ROOT / "notebooks/pdf.py"), str(site), str(out)],
+        env=os.environ | chosen | {"PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=500,
     )
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The folder that `make pdf` writes to."""
-    path, why = executable()
-    if path is None:
-        pytest.skip(NO_BROWSER + why)
-    folder = tmp_path_factory.mktemp("pdf")
-    done = make(folder, path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+def printed(browser, site, tmp_path_factory):
+    """Bytes of the PDF."""
+    out = tmp_path_factory.mktemp("pdf") / "new" / "companion.pdf"
+    done = make(site, out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"open {out}\n"
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return out.read_bytes()
 
 
 @pytest.fixture(scope="module")
-def book(made):
-    """The page that was printed."""
-    return BeautifulSoup((made / "site" / "index.html").read_text(), "html.parser")
+def numbers(printed):
+    """The page of each anchor."""
+    return pdf.page_numbers(printed)
+
+
+@pytest.fixture(scope="module")
+def opened(browser, site, tmp_path_factory):
+    """The page that is printed."""
+    folder = tmp_path_factory.mktemp("book")
+    pdf.take_stills(browser, site, folder)
+    return pdf.open_book(browser, site, folder)
+
+
+@pytest.fixture(scope="module")
+def outline(printed):
+    """Titles of the outline, and the number of the page that each leads to."""
+    pages = pdf.leaves(printed)
+    text = r"\((?:[^()\\]|\\.)*\)|<[0-9A-Fa-f]*>"
+    found = re.findall(rf"/Title ({text})\n/Dest \[(\d+) 0 R", printed.decode("latin-1"), re.S)
+    return [(readable(title), pages[leaf.encode()]) for title, leaf in found]
+
+
+def readable(title):
+    """A string of a PDF, as text."""
+    if title[0] == "<":
+        return bytes.fromhex(title[1:-1]).decode("utf-16")
+    return re.sub(r"\\(.)", r"\1", title[1:-1])
+
+
+def words(title):
+    """Without quotation marks, which Sphinx makes round."""
+    return tuple(re.findall(r"\w+", title))
+
+
+def title_of(notebook):
+    cell = "".join(json.loads(notebook.read_text())["cells"][0]["source"])
+    return re.search(r"^# (.+)$", cell, re.M)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_notebook_is_in_the_outline_on_the_page_that_the_contents_name(
+    outline, numbers, notebook
+):
+    pages = {words(title): page for title, page in outline}
+    assert pages[words(title_of(notebook))] == numbers[notebook.stem] > 2
+
+
+@pytest.mark.slow
+def test_titles_are_in_the_outline_once(outline):
+    titles = [title for title, _ in outline]
+    assert len(titles) > 8 * len(NOTEBOOKS)
+    twice = [title for title in titles if title[: len(title) // 2] * 2 == title and len(title) > 3]
+    assert twice == []
+
+
+@pytest.mark.slow
+def test_links_lead_into_the_book_or_to_the_web(printed, numbers):
+    assert printed.endswith(b"%%EOF\n") and b"file:" not in printed
+    urls = re.findall(rb"/URI \((.*?)\)", printed)
+    assert urls and [url for url in urls if not url.startswith(b"https://")] == []
+    named = {pdf.unescaped(name) for name in re.findall(rb"/Dest /(\S+)", printed)}
+    assert len(named) > 100 and named - set(numbers) == set()
+
+
+@pytest.mark.slow
+def test_all_links_of_the_page_lead_to_one_place(opened, site):
+    soup = BeautifulSoup(opened.content(), "html.parser")
+    ids = [tag["id"] for tag in soup.select("body [id]")]
+    assert sorted(set(ids)) == sorted(ids)
+    links = [tag["href"] for tag in soup.select("a[href]") if not tag["href"].startswith("https:")]
+    assert [link for link in links if link[0] != "#" or link[1:] not in ids] == []
+    equations = [link for link in links if ":eq-" in link]
+    assert len(equations) > 30
+    assert {link.partition(":")[0] for link in equations} == {"#01_definitions"}
+    chapters = [name for _, names in pdf.order(site) for name in names]
+    assert chapters == [tag["id"] for tag in soup.select("body > section")]
+    assert {path.stem for path in NOTEBOOKS} < set(chapters)
+    assert not any("_modules" in link or "_downloads" in link for link in links)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["quick", "paper"])
+def test_every_figure_is_there(printed, opened, size):
+    shown = opened.evaluate("""[...document.querySelectorAll("#gallery img")].map(
+        (image) => [image.src.split("/").at(-1), image.naturalWidth > 0])""")
+    manifest = json.loads((ROOT / f"figures/{size}/manifest.json").read_text())
+    for name in manifest:
+        stem = name.removesuffix(".png")
+        assert any(re.fullmatch(rf"{stem}\d*\.png", file) and seen for file, seen in shown), name
+    sources = opened.evaluate("new Set([...document.images].map((image) => image.src)).size")
+    assert printed.count(b"/Subtype /Image") > 0.9 * sources > len(manifest)
+
+
+@pytest.mark.slow
+def test_formulas_are_set(opened):
+    left = "m => m.querySelector('mjx-container, math') ? [] : [m.textContent]"
+    formulas = opened.evaluate(f"[...document.querySelectorAll('.math')].map({left})")
+    assert len(formulas) > 500 and sum(formulas, []) == []
+    assert opened.evaluate("document.querySelectorAll('mjx-merror').length") == 0
+    text = opened.evaluate("document.body.innerText")
+    assert "$$" not in text and "Math input error" not in text and r"\[" not in text
+
+
+WIDER = f"""() => [...document.querySelectorAll("body *:not(math, mjx-assistive-mml, math *, "
+    + "mjx-assistive-mml *)")].filter((tag) => {{
+        const box = tag.getBoundingClientRect();
+        return box.width && (box.right > {pdf.WIDTH} + 1 || box.left < -1);
+    }}).map((tag) => `${{tag.outerHTML.slice(0, 200)}}`)"""
+
+
+@pytest.mark.slow
+def test_nothing_is_wider_than_the_page(opened):
+    assert opened.evaluate("document.body.clientWidth") == pdf.WIDTH
+    assert opened.evaluate(WIDER) == []
+
+
+@pytest.mark.slow
+def test_everything_that_is_folded_is_open_and_nothing_is_to_be_pressed(opened):
+    folded = "[...document.querySelectorAll('details')].map((tag) => tag.open)"
+    assert set(opened.evaluate(folded)) == {True}
+    assert opened.evaluate("document.querySelectorAll('button, input, select').length") == 0
+    assert "Hide code cell" not in opened.evaluate("document.body.innerText")
+
+
+@pytest.mark.slow
+def test_pages_that_move_are_still_and_named(opened, site):
+    moving = {path.stem for path in site.glob("*.html") if "<noscript><p>" in path.read_text()}
+    assert moving
+    for name in moving:
+        text = opened.evaluate(f"document.getElementById('{name}').innerText")
+        assert f"build/site/{name}.html" in text
 
 
 @pytest.fixture
-def shown(page, made):
-    """The same in a browser, as it goes to the printer."""
-    return pdf.opened(page, made / "site" / "index.html")
+def older(tmp_path):
+    """A PDF of another day."""
+    (tmp_path / "companion.pdf").write_bytes(b"older")
+    return tmp_path / "companion.pdf"
 
 
-def test_it_is_a_whole_file_with_many_pages(made):
-    content = (made / pdf.NAME).read_bytes()
-    assert content.startswith(b"%PDF-") and content.rstrip().endswith(b"%%EOF")
-    assert len(re.findall(rb"/Type\s*/Page\b(?!s)", content)) > 200
-    assert b"/Outlines" in content and b"file:///" not in content
-    assert not list(made.glob("*.part"))
+def no_pdf(done, out):
+    """What was said where no PDF was made, in one line."""
+    assert done.returncode == 0, done.stderr
+    assert out.read_bytes() == b"older" and list(out.parent.glob("*.pdf")) == [out]
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("NO PDF WAS MADE") and "apt-get install chromium" in line
+    return line
 
 
-def test_every_page_of_the_site_is_a_chapter_with_an_entry_in_the_contents(book):
-    entries = {link["href"].removeprefix("#"): link.get_text() for link in book.select("nav a")}
-    expected = {path.stem for path in PAGES} | {"assignments/README"}
-    assert set(entries) == expected
-    for name, title in entries.items():
-        chapter = book.find(id=name)
-        assert "chapter" in chapter["class"] and title in chapter.get_text(), name
+@pytest.mark.parametrize("chosen", ["/no/such/program", "false", "no-such-program"])
+def test_without_a_browser_that_starts_it_says_so_and_leaves_the_older_one(older, chosen, tmp_path):
+    no_pdf(make(tmp_path, older, DSS_BROWSER=chosen), older)
 
 
-def test_every_figure_of_a_manifest_is_in_it(book):
-    names = {image["alt"] for image in book.select("img")}
-    for size in ("quick", "paper"):
-        manifest = json.loads((ROOT / "figures" / size / "manifest.json").read_text())
-        assert len(book.select("[id^='gallery--fig']")) >= len(manifest)
-    assert all(names)
+def test_without_playwright_it_says_so_and_leaves_the_older_one(older, tmp_path):
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "playwright.py").write_text("raise ImportError('taken away')")
+    done = make(tmp_path, older, PYTHONPATH=str(tmp_path / "without"))
+    assert "Playwright is not installed" in no_pdf(done, older)
 
 
-def test_every_link_leads_to_a_place_of_the_book_or_to_another_host(book):
-    ids = [tag["id"] for tag in book.select("[id]")]
-    assert len(ids) == len(set(ids))
-    for link in book.select("a[href]"):
-        href = link["href"]
-        assert href.startswith(("http://", "https://")) or href.removeprefix("#") in ids, href
-    equations = {a["href"] for a in book.select("a") if a.get_text().startswith("Eq. (4)")}
-    assert equations == {"#01_definitions--eq-4"}
-
-
-def test_nothing_is_left_that_only_a_screen_can_do(book):
-    assert not book.select("main :is(button, script, canvas, input, select, form)")
-    assert not book.select("details:not([open])")
-    assert len(book.find_all(string=re.compile("Interactive: "))) == len(pdf.INTERACTIVE)
-
-
-def test_formulas_are_set_and_pictures_are_there(shown):
-    assert shown.locator("mjx-container").count() > 500
-    assert shown.locator("mjx-merror, [data-mjx-error]").count() == 0
-    raw = shown.evaluate(
-        "[...document.querySelectorAll('main :is(p, li, td, dd)')]"
-        ".map(tag => tag.innerText).filter(text => /\\\\\\(|\\$\\$|\\\\tilde/.test(text))"
-    )
-    assert raw == []
-    broken = "[...document.images].filter(i => !i.naturalWidth).map(i => i.src)"
-    assert shown.evaluate(broken) == []
-
-
-def test_nothing_is_wider_than_the_page(shown):
-    wide = shown.evaluate(
-        """() => {
-            const main = document.querySelector("main").getBoundingClientRect();
-            return [...document.querySelectorAll("p, pre, table, img, li, dt, h2, h3, h4")]
-                .filter(tag => tag.getBoundingClientRect().right > main.right + 2)
-                .map(tag => tag.outerHTML.slice(0, 200));
-        }"""
-    )
-    assert wide == []
-
-
-def test_without_a_browser_it_says_so_and_leaves_what_was_there(tmp_path):
-    (tmp_path / pdf.NAME).write_bytes(b"older")
-    done = make(tmp_path, "/no/such/browser")
-    assert done.returncode == 0 and done.stdout.strip() == pdf.NO_BROWSER
-    assert [path.name for path in tmp_path.iterdir()] == [pdf.NAME]
-    assert (tmp_path / pdf.NAME).read_bytes() == b"older"
-
-
-def test_a_browser_that_does_not_start_leaves_what_was_there(tmp_path, monkeypatch, capsys):
-    (tmp_path / "site").mkdir()
-    (tmp_path / pdf.NAME).write_bytes(b"older")
-    (tmp_path / "site" / "index.html").write_text("page")
-    monkeypatch.setenv("DSS_BROWSER", "true")  # a program that prints nothing and ends
-    monkeypatch.setattr(pdf, "build_main", lambda arguments: 0)
-    monkeypatch.setattr(pdf, "as_book", lambda html: html)
-    assert pdf.main(str(tmp_path)) == 0
-    assert capsys.readouterr().out.startswith(pdf.NO_BROWSER)
-    assert (tmp_path / pdf.NAME).read_bytes() == b"older"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [pdf.NAME, "site"]
-
-
-def test_a_site_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setenv("DSS_BROWSER", "true")
-    monkeypatch.setattr(pdf, "build_main", lambda arguments: 2)
-    assert pdf.main(str(tmp_path)) == 2
-    assert list(tmp_path.iterdir()) == []
+def test_without_a_site_it_fails_and_leaves_the_older_one(browser, older, tmp_path):
+    done = make(tmp_path / "no_site", older)
+    assert done.returncode != 0 and "no_site" in done.stderr
+    assert older.read_bytes() == b"older"

@@ -8,6 +8,7 @@ The range is what stands before the first semicolon of the comment:
 
     in [0, 10]        in (0, 1]       > 0       >= 1       one of auto, cpu, cuda
     table.parquet or table.csv        # a file with one of these endings, or an empty text
+    a folder                          # one that is there, or an empty text
 
 With `each` it holds of every entry of a list, which is not empty and has no entry twice, unless
 `may repeat` follows after a comma; `as many as NAME` makes it as long as another list.  A comment
@@ -34,6 +35,7 @@ INTERVAL = re.compile(rf"in ([\[(])({NUMBER}), ({NUMBER})([\])])")
 BOUND = re.compile(rf"(>=|>) ({NUMBER})")
 CHOICE = re.compile(r"one of (\w[\w ]*(?:, \w[\w ]*)*)")
 FILES = re.compile(r"\w+\.\w+(?: or \w+\.\w+)*")
+FOLDER = "a folder"
 BELOW = {"[": operator.le, "(": operator.lt, "]": operator.le, ")": operator.lt}
 # Types that a text can stand for, the first that fits the declaration is taken.
 READ = (int, float, bool, type(None), str)
@@ -168,8 +170,8 @@ def typed_values(notebook: Path, values: Mapping, several: bool = False) -> dict
             value = value_from_text(name, f"[{value}]", f"list[{kind}]")
         elif isinstance(value, Text):
             value = value_from_text(name, value, kind)
-        is_file = name in known and FILES.fullmatch(known[name].range)
-        read[name] = _absolute(value, name) if is_file else value
+        is_place = name in known and _names_place(known[name].range)
+        read[name] = _absolute(value, name) if is_place else value
     return read
 
 
@@ -244,7 +246,7 @@ def paper_parameters(notebook: Path) -> dict[str, Any]:
     values = values_from_yaml(text, notebook.stem, notebook)
     known = declared_parameters(notebook)
     for name, value in values.items():
-        if value and name in known and FILES.fullmatch(known[name].range):
+        if value and name in known and _names_place(known[name].range):
             values[name] = str(notebook.parents[1] / value)
     return {"size": "paper"} | values
 
@@ -333,6 +335,8 @@ def _objection(parameter: Parameter, value) -> str:
         if not twice or holds is None or "may repeat" in parameter.range:
             return ""
         return f"{twice[0]!r} is there twice; allowed: {parameter.range}, no entry twice"
+    if parameter.range == FOLDER:
+        return "a folder that is there is needed"
     if FILES.fullmatch(parameter.range):
         return f"a file that is there is needed: {parameter.range}"
     return f"allowed: {parameter.range}" + ("" if entries else ", at least one entry")
@@ -355,7 +359,14 @@ def _test_of(text: str) -> tuple[Callable[[Any], bool] | None, bool]:
     if FILES.fullmatch(head):
         endings = {Path(name).suffix for name in head.split(" or ")}
         return lambda v: v == "" or (Path(v).suffix in endings and Path(v).is_file()), is_each
+    if head == FOLDER:
+        return lambda v: v == "" or Path(v).is_dir(), is_each
     return None, is_each
+
+
+def _names_place(text: str) -> bool:
+    """Whether a range asks for a file or a folder, which may be named from where one stands."""
+    return text == FOLDER or FILES.fullmatch(text) is not None
 
 
 def _as_many(known: Iterable[Parameter]) -> Iterable[tuple[str, str]]:

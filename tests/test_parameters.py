@@ -218,6 +218,19 @@ def test_a_file_is_there_before_anything_runs(tmp_path, monkeypatch):
         typed_values(notebook, {"table": Text("s3://b/t.csv")})
 
 
+def test_a_folder_is_there_before_anything_runs(tmp_path, monkeypatch):
+    notebook = written(tmp_path / "some.ipynb", 'tables: str = ""  # a folder; to read from\n')
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    found = typed_values(notebook, {"tables": Text("mine")})
+    assert found == {"tables": str(tmp_path / "mine")}, "kernels are in another folder"
+    check_parameters(notebook, found, typed_values(notebook, {"tables": Text("")}))
+    for bad in ("none", "mine.csv"):
+        with pytest.raises(ValueError, match="tables is .*; a folder that is there is needed"):
+            check_parameters(notebook, typed_values(notebook, {"tables": Text(bad)}))
+
+
 def test_a_file_of_the_paper_size_is_named_from_the_project(tmp_path, monkeypatch):
     """Whole while it is run, and in the manifest as it was named, whatever machine this is."""
     (tmp_path / "notebooks" / "params").mkdir(parents=True)
